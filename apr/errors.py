@@ -1,0 +1,50 @@
+"""The error tree.
+
+    AprError                       anything this package raises on purpose
+    |-- InputError (ValueError)    the user can mend it: exit code 2, one sentence, no traceback
+    |   |-- ConfigError            an unknown key or a bad value in a recipe
+    |   |-- ProblemError           a problem that cannot be posed
+    |   |-- CheckpointError        a missing, foreign or damaged checkpoint
+    |   |-- DataError              a missing or damaged shard or file
+    |   `-- ContextError           a prompt that leaves no room to sample
+    `-- EngineError                the world failed: the engine died, timed out, ran out of space
+        `-- EngineTimeout          no answer within the time allowed
+
+What a *model* does wrong is never an exception: it is data on the trace (see ``apr.trace``).
+"""
+
+
+class AprError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class InputError(AprError, ValueError):
+    """Bad input; the message names the thing and the remedy."""
+
+
+class ConfigError(InputError):
+    """An unknown key or a bad value in a recipe."""
+
+
+class ProblemError(InputError):
+    """A problem that cannot be posed: no solution, negative numbers, too few numbers."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is missing, damaged, or made for another tokenizer."""
+
+
+class DataError(InputError):
+    """A data file or shard that is missing or damaged."""
+
+
+class ContextError(InputError):
+    """A prompt that does not leave room for one sampled token."""
+
+
+class EngineError(AprError):
+    """The engine failed; a trace cut short by it has no grade and no reward."""
+
+
+class EngineTimeout(EngineError):
+    """The engine did not answer in the time allowed."""

@@ -1,0 +1,151 @@
+"""The seams. Everything above meets everything below through these Protocols.
+
+An ``Engine`` turns prompt ids into sampled ids. A ``Codec`` turns text into ids and back. A
+``Dialect`` finds spawn and join in a model's text and writes what comes back. A ``Task`` poses
+problems and grades answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from apr.types import Completion, Grade, Ids, Sampling
+
+
+class Engine(Protocol):
+    """What turns prompt ids into sampled ids. Implemented by ``apr.engine`` and ``apr.remote``."""
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and completion together."""
+        ...
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Completion:
+        """Sample one completion.
+
+        Cancelling the awaiting task cancels the request and frees what it held at once.
+        ``on_token`` is called with each id as it is sampled, where the engine can stream.
+
+        Raises:
+            EngineError: the engine is down, or failed.
+            ContextError: prompt and ``max_tokens`` exceed the context.
+        """
+        ...
+
+
+class Codec(Protocol):
+    """A tokenizer as the runtime sees it. ``decode(encode(text)) == text``."""
+
+    def encode(self, text: str) -> Ids: ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, special tokens spelled out."""
+        ...
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the single special token that spells ``text``, or None."""
+        ...
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    @property
+    def eos_id(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """The model asks for child threads, one per message."""
+
+    messages: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """The thread is done and returns ``message`` (the root's message is its answer)."""
+
+    message: str
+    success: bool
+    """Whether the thread claims to have found what it was asked for (for first-success)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """The model wrote something the dialect cannot read; the thread ends with it on record."""
+
+    reason: str
+
+
+Operation = Spawn | Join | Malformed
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """The parent goes on with its context extended by ``text``."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """The parent goes on with ``text`` as its whole new prompt (the paper's way)."""
+
+    text: str
+
+
+class Dialect(Protocol):
+    """A text format in which a model writes spawn and join; a thread's text is all its state."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Strings that end a call: the close of a spawn, the close of a join."""
+        ...
+
+    def child_prompt(self, message: str) -> str:
+        """The text a child starts from.
+
+        Its whole prompt when fresh; what follows the parent's text when forked.
+        """
+        ...
+
+    def read(self, prompt: str, sampled: str) -> Operation:
+        """The operation that ends ``sampled``, which followed ``prompt``. Never raises."""
+        ...
+
+    def resume(
+        self, prompt: str, sampled: str, joins: Sequence[Join | Malformed]
+    ) -> Append | Rewrite:
+        """How the parent goes on when its children have ended.
+
+        ``joins`` are in spawn order; a Malformed stands for any failure, told where it can be.
+        """
+        ...
+
+
+P_contra = TypeVar("P_contra", contravariant=True)
+
+
+class Task(Protocol[P_contra]):
+    """Poses problems and grades answers."""
+
+    def prompt(self, problem: P_contra) -> str:
+        """The root thread's prompt."""
+        ...
+
+    def answer(self, message: str) -> str | None:
+        """The answer claimed in the root's final message; None where it claims there is none."""
+        ...
+
+    def grade(self, problem: P_contra, answer: str | None) -> Grade: ...
+
+    def to_json(self, problem: P_contra) -> dict[str, Any]: ...

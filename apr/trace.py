@@ -1,0 +1,265 @@
+"""The finished tree of threads of one problem: what was asked, sampled and joined.
+
+A trace stores each call once, as the ids that crossed the engine's border. Token counts, widths
+and training sequences are read off it, never stored. Knows nothing of engines, text formats or
+tasks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from apr.errors import DataError
+from apr.types import FinishReason, Grade, Ids
+
+VERSION = 1
+
+
+class End(StrEnum):
+    """How a thread ended."""
+
+    JOINED = "joined"
+    """It wrote a join (the root: its answer)."""
+    MALFORMED = "malformed"
+    """It wrote something the dialect cannot read."""
+    EXHAUSTED = "exhausted"
+    """A limit or its context ran out before it joined."""
+    CANCELLED = "cancelled"
+    """A sibling's success made it needless."""
+    FAILED = "failed"
+    """The engine failed; the whole trace has no grade."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One engine request inside a thread."""
+
+    prompt_ids: Ids
+    ids: Ids
+    """Sampled ids; those of a cancelled call as far as they were seen."""
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason | None
+    """None for a call that was cut short by cancellation or failure."""
+    start: float
+    """Seconds after the trace began."""
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """One consecutive line of decoding."""
+
+    index: int
+    """Position in the trace's list; the root is 0."""
+    parent: int | None
+    message: str
+    """What it was spawned with; the root: the problem's prompt."""
+    calls: tuple[Call, ...]
+    spawns: tuple[tuple[int, ...], ...]
+    """Indices of the children of each spawn, in the order written; spawn k follows call k."""
+    end: End
+    join: str
+    """The message it joined with; empty unless ``end`` is JOINED."""
+    success: bool = False
+    """Whether its join claims success."""
+    notes: tuple[str, ...] = ()
+    """What went wrong, in order: limits met, malformed text."""
+
+
+class TrainingSequence(NamedTuple):
+    """Ids of consecutive calls that extend each other, T tokens."""
+
+    thread: int  # index of the thread it belongs to
+    ids_T: Ids
+    mask_T: tuple[int, ...]  # 1 where the engine sampled the id, 0 where it was injected
+    logprobs_T: tuple[float, ...]  # the engine's, 0.0 where the mask is 0
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The tree of threads of one problem."""
+
+    problem: dict[str, Any]
+    method: str
+    threads: tuple[Thread, ...]
+    answer: str | None = None
+    """What the run claims; None where it claims nothing."""
+    grade: Grade | None = None
+    """None where the world failed, or where nobody graded."""
+    error: str | None = None
+    """What failed in the world, if anything did."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """Model, sampling and budget as the caller named them."""
+
+    @property
+    def root(self) -> Thread:
+        return self.threads[0]
+
+    @property
+    def num_children(self) -> int:
+        """Threads that were spawned, at any depth."""
+        return len(self.threads) - 1
+
+    @cached_property
+    def total_tokens(self) -> int:
+        """All sampled tokens."""
+        return sum(num_sampled(t) for t in self.threads)
+
+    @cached_property
+    def sequential_tokens(self) -> int:
+        """Sampled tokens on the critical path: of children in parallel only the longest counts.
+
+        A cancelled child does not count: its parent went on without it.
+        """
+        return self._sequential(self.root)
+
+    def _sequential(self, thread: Thread) -> int:
+        waited = 0
+        for children in thread.spawns:
+            alive = [self.threads[c] for c in children if self.threads[c].end is not End.CANCELLED]
+            waited += max((self._sequential(c) for c in alive), default=0)
+        return num_sampled(thread) + waited
+
+    @cached_property
+    def longest_context(self) -> int:
+        """Most tokens any one call saw and sampled."""
+        return max(
+            (len(c.prompt_ids) + len(c.ids) for t in self.threads for c in t.calls), default=0
+        )
+
+    @cached_property
+    def peak_width(self) -> int:
+        """Most threads that can decode at once, by the shape of the tree."""
+        return self._width(self.root)
+
+    def _width(self, thread: Thread) -> int:
+        widths = [sum(self._width(self.threads[c]) for c in group) for group in thread.spawns]
+        return max([1, *widths])
+
+    @cached_property
+    def depth(self) -> int:
+        """Levels of threads below the root."""
+        return max(self.depth_of(t) for t in self.threads)
+
+    def depth_of(self, thread: Thread) -> int:
+        """Levels above ``thread``; the root has 0."""
+        return 0 if thread.parent is None else 1 + self.depth_of(self.threads[thread.parent])
+
+    @property
+    def wall_clock(self) -> float:
+        """Seconds from the start to the end of the last call."""
+        return max((c.end for t in self.threads for c in t.calls), default=0.0)
+
+    def training_sequences(self) -> list[TrainingSequence]:
+        """Sequences to train on; calls whose prompt extends the call before share one."""
+        return [s for t in self.threads for s in _sequences(t)]
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object; ``from_json`` gives back an equal trace."""
+        record = asdict(self)
+        record["grade"] = self.grade._asdict() if self.grade else None
+        return {"version": VERSION, **record}
+
+    @staticmethod
+    def from_json(record: dict[str, Any]) -> Trace:
+        """Raises DataError for another version or a record that is no trace."""
+        if record.get("version") != VERSION:
+            raise DataError(
+                f"trace has version {record.get('version')!r}, this program reads {VERSION}: "
+                "write it again with this program"
+            )
+        try:
+            grade = Grade(**record["grade"]) if record["grade"] else None
+            return Trace(
+                problem=record["problem"],
+                method=record["method"],
+                threads=tuple(_thread(t) for t in record["threads"]),
+                answer=record["answer"],
+                grade=grade,
+                error=record["error"],
+                meta=record["meta"],
+            )
+        except (KeyError, TypeError, ValueError) as e:
+            raise DataError(f"not a trace: {type(e).__name__} {e}") from e
+
+
+def num_sampled(thread: Thread) -> int:
+    """Tokens that ``thread`` itself sampled."""
+    return sum(len(c.ids) for c in thread.calls)
+
+
+def write_traces(path: Path, traces: Iterable[Trace]) -> None:
+    """Write JSON lines, one trace each; ``path`` appears whole or not at all."""
+    tmp = path.with_suffix(path.suffix + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tmp.open("w", encoding="utf-8") as f:
+        for trace in traces:
+            f.write(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")
+    tmp.replace(path)
+
+
+def read_traces(path: Path) -> Iterator[Trace]:
+    """Read what ``write_traces`` wrote.
+
+    Raises:
+        DataError: the file is missing, or a line is no trace (its number is named).
+    """
+    if not path.is_file():
+        raise DataError(f"no trace file at {path}: name one that --trace or apr eval wrote")
+    with path.open(encoding="utf-8") as f:
+        for number, line in enumerate(f, 1):
+            try:
+                yield Trace.from_json(json.loads(line))
+            except (json.JSONDecodeError, AttributeError, DataError) as e:
+                raise DataError(f"{path}, line {number}: {e}") from e
+
+
+def _thread(r: dict[str, Any]) -> Thread:
+    calls = tuple(
+        Call(
+            prompt_ids=tuple(c["prompt_ids"]),
+            ids=tuple(c["ids"]),
+            logprobs=tuple(c["logprobs"]),
+            finish_reason=FinishReason(c["finish_reason"]) if c["finish_reason"] else None,
+            start=c["start"],
+            end=c["end"],
+        )
+        for c in r["calls"]
+    )
+    return Thread(
+        index=r["index"],
+        parent=r["parent"],
+        message=r["message"],
+        calls=calls,
+        spawns=tuple(tuple(g) for g in r["spawns"]),
+        end=End(r["end"]),
+        join=r["join"],
+        success=r["success"],
+        notes=tuple(r["notes"]),
+    )
+
+
+def _sequences(thread: Thread) -> Iterator[TrainingSequence]:
+    ids: Ids = ()
+    mask: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    for call in thread.calls:
+        if not call.ids:
+            continue
+        prompt = call.prompt_ids
+        if not ids or prompt[: len(ids)] != ids:
+            if ids:
+                yield TrainingSequence(thread.index, ids, mask, logprobs)
+            ids, mask, logprobs = (), (), ()
+        injected = len(prompt) - len(ids)
+        ids = prompt + call.ids
+        mask += (0,) * injected + (1,) * len(call.ids)
+        logprobs += (0.0,) * injected + call.logprobs
+    if ids:
+        yield TrainingSequence(thread.index, ids, mask, logprobs)

@@ -1,0 +1,53 @@
+"""Values that every layer shares. Knows nothing of engines, tasks or text formats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+Ids = tuple[int, ...]
+
+
+class FinishReason(StrEnum):
+    """Why an engine stopped sampling."""
+
+    STOP = "stop"
+    """A stop id or stop string was sampled; it is the end of the sampled ids."""
+    LENGTH = "length"
+    """``max_tokens`` were sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample one completion."""
+
+    max_tokens: int
+    """Most tokens to sample; never more than context minus prompt."""
+    temperature: float = 0.0
+    """0 is greedy; the logprobs returned are those of the distribution sampled from at T=1."""
+    top_p: float = 1.0
+    """Nucleus mass to sample from; 1 is all."""
+    top_k: int = 0
+    """Number of likeliest tokens to sample from; 0 is all."""
+    seed: int | None = None
+    """Same seed, same prompt, same ids, whatever else the engine is doing."""
+    stop_ids: Ids = ()
+    """Token ids that end the completion; the id that matched is kept."""
+    stop_strings: tuple[str, ...] = ()
+    """Strings that end the completion; the ids that make up the match are kept."""
+
+
+class Completion(NamedTuple):
+    """What an engine returns for one prompt."""
+
+    ids: Ids  # sampled ids, the stop included
+    logprobs: tuple[float, ...]  # log-probability of each sampled id at temperature 1
+    finish_reason: FinishReason
+
+
+class Grade(NamedTuple):
+    """The verdict of a task's exact checker."""
+
+    correct: bool
+    reason: str  # one sentence: why not, or "correct"
