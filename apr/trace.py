@@ -44,6 +44,7 @@ class Call:
     ids: Ids
     """Sampled ids; those of a cancelled call as far as they were seen."""
     logprobs: tuple[float, ...]
+    """One for each sampled id; none at all where the engine never gave them (a call cut short)."""
     finish_reason: FinishReason | None
     """None for a call that was cut short by cancellation or failure."""
     start: float
@@ -73,7 +74,10 @@ class Thread:
 
 
 class TrainingSequence(NamedTuple):
-    """Ids of consecutive calls that extend each other, T tokens."""
+    """Ids of consecutive calls that extend each other, T tokens.
+
+    Calls without logprobs are left out, so that every id that is trained on has one.
+    """
 
     thread: int  # index of the thread it belongs to
     ids_T: Ids
@@ -250,7 +254,7 @@ def _sequences(thread: Thread) -> Iterator[TrainingSequence]:
     mask: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     for call in thread.calls:
-        if not call.ids:
+        if not call.logprobs:
             continue
         prompt = call.prompt_ids
         if not ids or prompt[: len(ids)] != ids:

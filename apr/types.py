@@ -51,3 +51,20 @@ class Grade(NamedTuple):
 
     correct: bool
     reason: str  # one sentence: why not, or "correct"
+
+
+class Segment(NamedTuple):
+    """A stretch of a demonstration that one side wrote."""
+
+    pieces: list[str]  # text, cut where the task's own tokenizer cuts it
+    demonstrated: bool  # True: what the model is to write; False: prompt or injected message
+
+
+class Demonstration(NamedTuple):
+    """A solver-written trace, as the training sequences it amounts to."""
+
+    sequences: list[list[Segment]]  # the root thread's first; segments alternate who writes
+    solved: bool
+    num_children: int
+    total_tokens: int  # pieces demonstrated, over all threads
+    sequential_tokens: int  # those on the critical path

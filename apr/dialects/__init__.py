@@ -1,0 +1,1 @@
+"""Text formats in which a model writes spawn and join. Knows no engine and no task."""

@@ -1,0 +1,124 @@
+"""TOML in, frozen dataclasses out: unknown keys refused, types checked, errors named by path."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from apr.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def load(path: Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
+    """Read a TOML file as ``cls``.
+
+    Args:
+        overrides: ``section.key=value`` strings, the value as TOML writes it (bare words are text).
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown key, a value of the wrong type.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no recipe at {path}: name a TOML file such as recipes/mini.toml")
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path} is not TOML: {e}") from e
+    for override in overrides:
+        _apply(raw, override)
+    return build(cls, raw)
+
+
+def build(cls: type[T], raw: dict[str, Any], where: str = "") -> T:
+    """Make ``cls``, a dataclass, from plain values; ``where`` is its path for messages."""
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in raw:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            raise ConfigError(f"unknown key {where + key!r}: {hint}")
+    for name, f in known.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in raw:
+            raise ConfigError(f"missing key {where + name!r}")
+    hints = typing.get_type_hints(cls)
+    values = {key: _convert(hints[key], value, where + key) for key, value in raw.items()}
+    return cls(**values)
+
+
+def to_json(value: Any) -> Any:
+    """Plain values of a config, for a manifest; ``build`` gives back an equal config."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_json(v) for v in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    path, sep, text = override.partition("=")
+    if not sep:
+        raise ConfigError(f"{override!r} is no override: write section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, key = path.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{override!r}: {section!r} is a value, not a section")
+    raw[key] = value
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        inner = [a for a in args if a is not type(None)]
+        return None if value is None else _convert(inner[0], value, where)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where!r} is a section, not {value!r}")
+        return build(hint, value, where + ".")
+    if origin is tuple:
+        return _convert_tuple(args, value, where)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return _convert_enum(hint, value, where)
+    return _convert_plain(hint, value, where)
+
+
+def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where!r} is a list, not {value!r}")
+    hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+    if len(hints) != len(value):
+        raise ConfigError(f"{where!r} takes {len(hints)} values, not {len(value)}")
+    return tuple(
+        _convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True))
+    )
+
+
+def _convert_enum(hint: type[Enum], value: Any, where: str) -> Enum:
+    try:
+        return hint(value)
+    except ValueError:
+        choices = ", ".join(repr(m.value) for m in hint)
+        raise ConfigError(f"{where!r} is one of {choices}, not {value!r}") from None
+
+
+def _convert_plain(hint: Any, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and (
+        not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)
+    ):
+        raise ConfigError(f"{where!r} takes {hint.__name__}, not {value!r}")
+    return value

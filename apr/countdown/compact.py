@@ -1,0 +1,140 @@
+"""The `compact` dialect: the operations of `tags` around search lines that waste nothing.
+
+Every piece of text below is one token of the tokenizer that ``words`` describes; all but the
+special tokens carry one leading space. A thread's prompt is its target and numbers, then the steps
+that led there, the last without its result, which is for the child to work out::
+
+    <thread> 24 : 9 5 3</thread>                 the root of  9 5 3 -> 24
+    <thread> 24 : 9 , 5 + 3</thread>             a child of it, which goes on:  = 8 : 9 8
+
+Lines of search::
+
+     5 + 3 = 8 : 9 8            search on from the state 9 8
+     5 + 3 = 8 ,                leave it for later
+     9 + 8 = 17 x               a complete expression and its verdict: a miss
+     9 * 3 = 27 !               a hit
+    <join> 5 + 3 = 8 , 9 * 8 = 72</join>         what the thread returns: a path, or nothing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from apr.countdown.problem import Path, Problem, Step
+from apr.countdown.solver import Node
+from apr.dialects.tags import Tags
+from apr.interfaces import Append, Join, Malformed, Operation
+
+SPECIALS = (
+    "<|pad|>",
+    "<|end|>",
+    "<thread>",
+    "</thread>",
+    "<spawn>",
+    "</spawn>",
+    "<joined>",
+    "</joined>",
+    "<join>",
+    "</join>",
+    "<children>",
+    "<window>",
+)
+PATTERN = r" ?[0-9]+| ?[^0-9]"
+MISS, HIT, LATER, ENTER, EQUALS = " x", " !", " ,", " :", " ="
+
+
+class Compact(Tags):
+    """Spawn and join as in `tags`; on resume the parent hears the first path found, or nothing.
+
+    A path says whose it is and one is enough: what the other children said would only fill context.
+    """
+
+    name = "compact"
+
+    def resume(self, prompt: str, sampled: str, joins: Sequence[Join | Malformed]) -> Append:
+        found = [j.message for j in joins if isinstance(j, Join) and j.message]
+        return Append("".join(joined([[m] for m in found[:1]])))
+
+
+class CompactPasta(Compact):
+    """As PASTA (2502.11517) merges: the whole text of each child returns to its parent."""
+
+    name = "compact-pasta"
+
+    def read(self, prompt: str, sampled: str) -> Operation:
+        operation = super().read(prompt, sampled)
+        if isinstance(operation, Join) and prompt.count("<thread>") > 0:
+            text = sampled.replace("<join>", LATER).removesuffix("</join>")
+            return Join(text, operation.success)
+        return operation
+
+
+def words(max_number: int) -> list[str]:
+    """Ordinary tokens: digits for numbers beyond ``max_number``, the numbers, the signs."""
+    digits = [" ", *"0123456789", *(f" {d}" for d in range(10))]
+    signs = [f" {s}" for s in "+-*/=:,x!"]
+    return digits + signs + [f" {n}" for n in range(10, max_number + 1)]
+
+
+@lru_cache(maxsize=1 << 16)
+def number(n: int) -> str:
+    return f" {n}"
+
+
+@lru_cache(maxsize=1 << 17)
+def step_pieces(step: Step) -> tuple[str, ...]:
+    """` a + b = c`"""
+    return (number(step.a), " " + step.op, number(step.b), EQUALS, number(step.value))
+
+
+def state(numbers: Iterable[int]) -> list[str]:
+    return [number(n) for n in numbers]
+
+
+def path_pieces(path: Path) -> list[str]:
+    """` a + b = c , d * e = f`"""
+    out: list[str] = []
+    for step in path:
+        out += step_pieces(step)
+        out.append(LATER)
+    return out[:-1]
+
+
+def message(target: int, node: Node) -> list[str]:
+    """What a thread is spawned with: all it needs to know of ``node``."""
+    out = [number(target), ENTER]
+    if not node.path:
+        return out + state(node.numbers)
+    rest = list(node.numbers)
+    rest.remove(node.path[-1].value)
+    return [*out, *state(rest), LATER, *path_pieces(node.path)[:-2]]
+
+
+def thread(pieces: Iterable[str]) -> list[str]:
+    return ["<thread>", *pieces, "</thread>"]
+
+
+def spawn(messages: Iterable[list[str]]) -> list[str]:
+    return ["<spawn>", *(p for m in messages for p in thread(m)), "</spawn>"]
+
+
+def joined(messages: Iterable[list[str]]) -> list[str]:
+    return ["<joined>", *(p for m in messages for p in thread(m)), "</joined>"]
+
+
+def join(pieces: Iterable[str]) -> list[str]:
+    return ["<join>", *pieces, "</join>"]
+
+
+def prompt(problem: Problem, children: int | None = None, window: int | None = None) -> list[str]:
+    """The root thread's prompt.
+
+    Args:
+        children: number of child threads to condition on (paper, section 4.1: for APR).
+        window: context bin to condition on, in tokens (the same, for SoS+).
+    """
+    budget = [] if children is None else ["<children>", number(children)]
+    budget += [] if window is None else ["<window>", number(window)]
+    start = Node(tuple(sorted(problem.numbers, reverse=True)), ())
+    return budget + thread(message(problem.target, start))

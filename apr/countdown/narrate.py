@@ -1,0 +1,143 @@
+"""From events to text: one search told serially, with threads, or as PASTA would merge it.
+
+The narrator writes what a model is to learn, in the pieces its dialect is made of. What is injected
+at run time (prompts, joined messages) is written here as the dialect writes it, and marked as such.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from apr.countdown import compact
+from apr.countdown.problem import Problem
+from apr.countdown.solver import Mode, Node, Search, Visit
+from apr.types import Demonstration, Segment
+
+
+class Telling(StrEnum):
+    """How a search is told."""
+
+    SERIAL = "serial"
+    """One thread does everything (SoS+); where the search spawned, it goes one by one."""
+    THREADS = "threads"
+    """Children return the path they found, or nothing (APR)."""
+    PASTA = "pasta"
+    """Children return their whole text."""
+
+
+def narrate(
+    problem: Problem,
+    found: Search,
+    telling: Telling,
+    children: int | None = None,
+    window: int | None = None,
+) -> Demonstration:
+    """Tell ``found`` in the compact text.
+
+    Args:
+        children, window: budgets to condition on, see ``compact.prompt``.
+    """
+    teller = _Teller(problem.target, telling)
+    root = teller.tell(found, compact.prompt(problem, children, window))
+    return Demonstration(
+        sequences=[t.segments for t in teller.threads],
+        solved=found.goal is not None,
+        num_children=len(teller.threads) - 1,
+        total_tokens=sum(t.num_told for t in teller.threads),
+        sequential_tokens=root.num_told + root.waited,
+    )
+
+
+class _Thread:
+    """The text of one thread while it is written."""
+
+    def __init__(self, prompt: list[str]) -> None:
+        self.segments = [Segment(prompt, False), Segment([], True)]
+        self.waited = 0
+
+    @property
+    def told(self) -> list[str]:
+        """Where the next pieces go."""
+        return self.segments[-1].pieces
+
+    @property
+    def num_told(self) -> int:
+        return sum(len(s.pieces) for s in self.segments if s.demonstrated)
+
+    def hear(self, pieces: list[str]) -> None:
+        self.segments += [Segment(pieces, False), Segment([], True)]
+
+
+class _Teller:
+    def __init__(self, target: int, telling: Telling) -> None:
+        self.target = target
+        self.telling = telling
+        self.threads: list[_Thread] = []
+
+    def tell(self, found: Search, prompt: list[str]) -> _Thread:
+        """Write the thread that did ``found``, and before it returns, those it spawned."""
+        thread = _Thread(prompt)
+        self.threads.append(thread)
+        if found.start.path:
+            result = compact.number(found.start.path[-1].value)
+            thread.told.extend([compact.EQUALS, result, *self.enter(found.start)])
+        self.search(thread, found)
+        thread.told.extend(compact.join(self.path(found)))
+        return thread
+
+    def search(self, thread: _Thread, found: Search) -> None:
+        for n, visit in enumerate(found.visits):
+            if n:
+                # Taken from the queue: the way there from this search's start is said again.
+                steps = visit.node.path[len(found.start.path) :]
+                thread.told.extend(compact.path_pieces(steps) + self.enter(visit.node))
+            self.visit(thread, visit)
+
+    def visit(self, thread: _Thread, visit: Visit) -> None:
+        if visit.mode is Mode.SPAWN and self.telling is not Telling.SERIAL:
+            return self.spawn(thread, visit)
+        if visit.mode is Mode.LIST:
+            for child in visit.successors:
+                thread.told.extend(compact.step_pieces(child.path[-1]))
+                thread.told.append(self.verdict(child))
+            return None
+        for child, found in zip(visit.successors, visit.searches, strict=True):
+            thread.told.extend(compact.step_pieces(child.path[-1]))
+            thread.told.extend(self.enter(child))
+            self.search(thread, found)
+            if found.goal is not None:
+                return None
+        return None
+
+    def spawn(self, thread: _Thread, visit: Visit) -> None:
+        messages = [compact.message(self.target, child) for child in visit.successors]
+        thread.told.extend(compact.spawn(messages))
+        children = [
+            self.tell(found, compact.thread(message))
+            for found, message in zip(visit.searches, messages, strict=True)
+        ]
+        thread.waited += max((c.num_told + c.waited for c in children), default=0)
+        thread.hear(compact.joined(self.heard(children, visit.searches)))
+
+    def heard(self, children: list[_Thread], searches: tuple[Search, ...]) -> list[list[str]]:
+        if self.telling is Telling.PASTA:
+            return [_whole(child) for child in children]
+        return [path for path in map(self.path, searches) if path][:1]
+
+    def enter(self, node: Node) -> list[str]:
+        return [compact.ENTER, *compact.state(node.numbers)]
+
+    def verdict(self, node: Node) -> str:
+        if len(node.numbers) > 1:
+            return compact.LATER
+        return compact.HIT if node.numbers[0] == self.target else compact.MISS
+
+    def path(self, found: Search) -> list[str]:
+        return compact.path_pieces(found.goal.path) if found.goal else []
+
+
+def _whole(child: _Thread) -> list[str]:
+    """A child's text as its parent hears it: all of it, with the join spelled as a plain line."""
+    text = [p for s in child.segments[1:] for p in s.pieces]
+    cut = text.index("<join>")
+    return [*text[:cut], compact.LATER, *text[cut + 1 : -1]]

@@ -1,0 +1,246 @@
+"""Symbolic search: a problem in, structured events out. Knows nothing of text.
+
+Two strategies after the paper's algorithms 1 and 2 (Pan et al., 2504.15466, section 3): a hybrid of
+breadth- and depth-first search (SoS+), and the same with threads spawned where a state is promising
+(APR). Both are one search with other settings, so that one search can be told in several ways.
+
+What the official release gets wrong and this does not: its loop index is shadowed, which corrupts
+moves, and one of its tests looks at the last node generated instead of the one at hand.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from itertools import islice
+from typing import NamedTuple
+
+from apr.countdown.problem import Path, Problem, Step
+from apr.errors import ConfigError
+
+Numbers = tuple[int, ...]
+
+
+class Node(NamedTuple):
+    """A state of the search."""
+
+    numbers: Numbers  # what is left to combine, largest first
+    path: Path  # the steps from the problem to here
+
+
+class Mode(StrEnum):
+    """What is done with the successors of a visited state."""
+
+    LIST = "list"
+    """They are listed and wait in the queue (breadth first); leaves are judged on the spot."""
+    DIVE = "dive"
+    """Each is searched to its end before the next is looked at (depth first)."""
+    SPAWN = "spawn"
+    """Each is searched by a thread of its own."""
+
+
+class Order(StrEnum):
+    """In which order the successors that are kept stand."""
+
+    FIXED = "fixed"
+    """As enumerated: pairs from the largest numbers down, + - * / for each. Learns best."""
+    HEURISTIC = "heuristic"
+    """Nearest to a factor of the target first."""
+    SHUFFLED = "shuffled"
+    """At random, as in the official release."""
+
+
+class Visit(NamedTuple):
+    """One state taken up, and what came of it."""
+
+    node: Node
+    mode: Mode
+    successors: tuple[Node, ...]  # as far as they were looked at, in order
+    searches: tuple[Search, ...]  # of the successors, in the same order; none for LIST
+
+
+class Search(NamedTuple):
+    """Everything one line of search did, from ``start`` on."""
+
+    start: Node
+    visits: tuple[Visit, ...]
+    goal: Node | None  # the solved state, or None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchConfig:
+    """Settings of the solver. Ranges are inclusive; ``(0, 0)`` is full width."""
+
+    beam: tuple[int, int] = (0, 0)
+    """Successors kept per state by the root thread, drawn per problem (paper: APR 1..10)."""
+    child_beam: tuple[int, int] = (0, 0)
+    """Successors kept per state by spawned threads, drawn per thread (paper: up to 15)."""
+    promising: float = 1.0
+    """Chance that a state is searched under at once rather than listed (paper: .1 or .9)."""
+    spawn_depth: int = 0
+    """Levels of threads that may spawn: 0 is SoS+, 1 the paper's APR, more nests."""
+    spawn_size: int = 3
+    """Fewest numbers a state must have to be worth a spawn."""
+    max_children: int = 0
+    """Most threads of one spawn; 0 is no limit."""
+    max_value: int = 0
+    """Results above this are not explored; 0 is no limit."""
+    order: Order = Order.FIXED
+
+    def __post_init__(self) -> None:
+        for name in ("beam", "child_beam"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ConfigError(f"{name} must be a range like [1, 10], not [{low}, {high}]")
+        if not 0 <= self.promising <= 1:
+            raise ConfigError(f"promising is a chance between 0 and 1, not {self.promising}")
+        if min(self.spawn_depth, self.max_children, self.max_value) < 0 or self.spawn_size < 2:
+            raise ConfigError("spawn_depth, max_children, max_value >= 0 and spawn_size >= 2")
+
+
+def search(problem: Problem, config: SearchConfig, rng: random.Random) -> Search:
+    """Search ``problem``; every choice left to chance is drawn from ``rng``."""
+    start = Node(tuple(sorted(problem.numbers, reverse=True)), ())
+    return _Searcher(problem.target, config, rng).run(start, _draw(config.beam, rng), 0)
+
+
+class _Searcher:
+    def __init__(self, target: int, config: SearchConfig, rng: random.Random) -> None:
+        self.target = target
+        self.config = config
+        self.rng = rng
+
+    def run(self, start: Node, beam: int, level: int) -> Search:
+        """Algorithms 1 and 2: take the best state waiting, expand it, dive, spawn or queue."""
+        visits: list[Visit] = []
+        queue = [(0, 0, start)]
+        while queue:
+            node = heapq.heappop(queue)[2]
+            visit, goal = self.visit(node, beam, level)
+            visits.append(visit)
+            if goal is not None:
+                return Search(start, tuple(visits), goal)
+            if visit.mode is Mode.LIST and len(node.numbers) > 2:
+                for n, child in enumerate(visit.successors):
+                    rank = multiply_heuristic(child.numbers, self.target) if beam else 0
+                    heapq.heappush(queue, (rank, len(visits) * 1000 + n, child))
+        return Search(start, tuple(visits), None)
+
+    def visit(self, node: Node, beam: int, level: int) -> tuple[Visit, Node | None]:
+        if len(node.numbers) <= 2:
+            return self.leaves(node, beam)
+        children = self.expand(node, beam)
+        if not self.promising():
+            return Visit(node, Mode.LIST, tuple(children), ()), None
+        if level < self.config.spawn_depth and len(node.numbers) >= self.config.spawn_size:
+            return self.spawn(node, children, level)
+        return self.dive(node, children, beam, level)
+
+    def leaves(self, node: Node, beam: int) -> tuple[Visit, Node | None]:
+        """Judge the complete expressions of a state of two numbers, up to the first hit."""
+        target = (self.target,)
+        if node.numbers == target and not node.path:
+            return Visit(node, Mode.LIST, (), ()), node
+        children = self.expand(node, beam)
+        for n, child in enumerate(children, 1):
+            if child.numbers == target:
+                return Visit(node, Mode.LIST, tuple(children[:n]), ()), child
+        return Visit(node, Mode.LIST, tuple(children), ()), None
+
+    def dive(
+        self, node: Node, children: list[Node], beam: int, level: int
+    ) -> tuple[Visit, Node | None]:
+        searches: list[Search] = []
+        for child in children:
+            searches.append(self.run(child, beam, level))
+            if searches[-1].goal is not None:
+                break
+        seen = tuple(children[: len(searches)])
+        goal = searches[-1].goal if searches else None
+        return Visit(node, Mode.DIVE, seen, tuple(searches)), goal
+
+    def spawn(self, node: Node, children: list[Node], level: int) -> tuple[Visit, Node | None]:
+        children = children[: self.config.max_children or None]
+        beams = [_draw(self.config.child_beam, self.rng) for _ in children]
+        searches = tuple(
+            self.run(c, beam, level + 1) for c, beam in zip(children, beams, strict=True)
+        )
+        goal = next((s.goal for s in searches if s.goal is not None), None)
+        return Visit(node, Mode.SPAWN, tuple(children), searches), goal
+
+    def expand(self, node: Node, beam: int) -> list[Node]:
+        """State expansion: the successors kept, in order (paper, section 3.2)."""
+        found = successors(node.numbers, self.config.max_value)
+        if beam and len(found) > beam:
+            # A stable sort: states of equal rank stay as enumerated.
+            kept = sorted(found, key=self.rank)[:beam]
+            found = tuple(s for s in found if s in kept)
+        order = self.config.order
+        if order is Order.HEURISTIC:
+            found = tuple(sorted(found, key=self.rank))
+        elif order is Order.SHUFFLED:
+            found = tuple(self.rng.sample(found, len(found)))
+        path = node.path
+        return [Node(numbers, (*path, step)) for step, numbers in found]
+
+    def rank(self, successor: tuple[Step, Numbers]) -> int:
+        return multiply_heuristic(successor[1], self.target)
+
+    def promising(self) -> bool:
+        # No draw at the ends of the range, so that a certain coin costs no randomness.
+        p = self.config.promising
+        return p >= 1 or (p > 0 and self.rng.random() < p)
+
+
+def _draw(bounds: tuple[int, int], rng: random.Random) -> int:
+    low, high = bounds
+    return low if low == high else rng.randint(low, high)
+
+
+@lru_cache(maxsize=1 << 17)
+def successors(numbers: Numbers, max_value: int = 0) -> tuple[tuple[Step, Numbers], ...]:
+    """Every state one step away, with the step: fixed order, equal pairs once.
+
+    Args:
+        numbers: largest first.
+        max_value: results above it are left out; 0 for no limit.
+    """
+    out: list[tuple[Step, Numbers]] = []
+    seen: set[tuple[int, int]] = set()
+    for i, a in enumerate(numbers):
+        for j, b in enumerate(islice(numbers, i + 1, None), i + 1):
+            if (a, b) in seen:
+                continue
+            seen.add((a, b))
+            rest = numbers[:i] + numbers[i + 1 : j] + numbers[j + 1 :]
+            for step in combine(a, b):
+                if max_value and step.value > max_value:
+                    continue
+                out.append((step, tuple(sorted((*rest, step.value), reverse=True))))
+    return tuple(out)
+
+
+def combine(a: int, b: int) -> list[Step]:
+    """The steps that two numbers allow, ``a`` not below ``b``: no negative, no fraction."""
+    steps = [Step(a, "+", b, a + b), Step(a, "-", b, a - b), Step(a, "*", b, a * b)]
+    if b and a % b == 0:
+        steps.append(Step(a, "/", b, a // b))
+    return steps
+
+
+@lru_cache(maxsize=1024)
+def _factors(target: int) -> tuple[int, ...]:
+    return tuple(f for f in range(2, target + 1) if target % f == 0)
+
+
+@lru_cache(maxsize=1 << 18)
+def _distance(number: int, target: int) -> int:
+    return min((abs(number - f) for f in _factors(target)), default=abs(number - target))
+
+
+def multiply_heuristic(numbers: Numbers, target: int) -> int:
+    """Sum over ``numbers`` of the distance to the nearest factor (>= 2) of the target."""
+    return sum(_distance(n, target) for n in numbers)

@@ -1,0 +1,85 @@
+"""The `tags` dialect, for any task::
+
+    ...<spawn><thread>first</thread><thread>second</thread></spawn>     a thread spawns two children
+    <thread>first</thread>                                              what a child starts from
+    ...<join>what it found</join>                                       how a child ends
+    <joined><thread>what it found</thread><thread></thread></joined>    what the parent goes on from
+
+A child that failed, was cancelled or was refused is told as an empty thread, exactly like one that
+joined with nothing: to the parent they mean the same, and a model needs no token to learn it. The
+reason stays on the trace.
+
+A thread that ends without any tag joins with its text: plain chain of thought.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from apr.interfaces import Append, Join, Malformed, Operation, Spawn
+
+TAGS = (
+    "<spawn>",
+    "</spawn>",
+    "<thread>",
+    "</thread>",
+    "<join>",
+    "</join>",
+    "<joined>",
+    "</joined>",
+)
+_TAG = re.compile("|".join(map(re.escape, TAGS)))
+_OPERATION = re.compile(r"<(spawn|join)>(.*?)</(spawn|join)>", re.DOTALL)
+_THREAD = re.compile(r"<thread>(.*?)</thread>", re.DOTALL)
+
+
+class Tags:
+    """Spawn and join as tags around messages; messages are kept to the letter."""
+
+    name: str = "tags"
+    stops: tuple[str, ...] = ("</spawn>", "</join>")
+
+    def succeeds(self, message: str) -> bool:
+        """Whether a thread that joins with ``message`` claims success."""
+        return bool(message.strip())
+
+    def child_prompt(self, message: str) -> str:
+        return threads([message])
+
+    def read(self, prompt: str, sampled: str) -> Operation:
+        """The first operation that was closed; what follows it came with the closing token."""
+        found = _OPERATION.search(sampled)
+        if found is None:
+            return self._join(sampled)
+        opened, body, closed = found.groups()
+        if opened != closed:
+            return Malformed(f"A <{opened}> was closed by </{closed}>.")
+        return _spawn(body) if opened == "spawn" else self._join(body)
+
+    def resume(self, prompt: str, sampled: str, joins: Sequence[Join | Malformed]) -> Append:
+        messages = [j.message if isinstance(j, Join) else "" for j in joins]
+        return Append(f"<joined>{threads(messages)}</joined>")
+
+    def _join(self, message: str) -> Join | Malformed:
+        return stray_tag(message) or Join(message, self.succeeds(message))
+
+
+def threads(messages: Iterable[str]) -> str:
+    """``messages``, each as a thread."""
+    return "".join(f"<thread>{m}</thread>" for m in messages)
+
+
+def stray_tag(message: str) -> Malformed | None:
+    """Why ``message`` cannot be passed on: a tag in it would be read as an operation."""
+    found = _TAG.search(message)
+    return Malformed(f"A message holds the tag {found[0]}.") if found else None
+
+
+def _spawn(body: str) -> Spawn | Malformed:
+    messages = tuple(_THREAD.findall(body))
+    if not messages:
+        return Malformed("A spawn holds no <thread>.")
+    if _THREAD.sub("", body).strip():
+        return Malformed("A spawn holds text outside of its threads.")
+    return next(filter(None, map(stray_tag, messages)), None) or Spawn(messages)
