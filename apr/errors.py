@@ -6,6 +6,7 @@
     |   |-- ProblemError           a problem that cannot be posed
     |   |-- CheckpointError        a missing, foreign or damaged checkpoint
     |   |-- DataError              a missing or damaged shard or file
+    |   |-- StorageError           a file that cannot be written: a full disk, no permission
     |   `-- ContextError           a prompt that leaves no room to sample
     `-- EngineError                the world failed: the engine died, timed out, ran out of space
         `-- EngineTimeout          no answer within the time allowed
@@ -36,6 +37,10 @@ class CheckpointError(InputError):
 
 class DataError(InputError):
     """A data file or shard that is missing or damaged."""
+
+
+class StorageError(InputError):
+    """A file or folder that cannot be written: a full disk, no permission, a file in the way."""
 
 
 class ContextError(InputError):

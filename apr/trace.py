@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from apr.errors import DataError
+from apr.files import new_file
 from apr.types import FinishReason, Grade, Ids
 
 VERSION = 1
@@ -173,17 +174,18 @@ class Trace:
     @staticmethod
     def from_json(record: dict[str, Any]) -> Trace:
         """Raises DataError for another version or a record that is no trace."""
-        if record.get("version") != VERSION:
+        version = record.get("version") if isinstance(record, dict) else None
+        if version != VERSION:
             raise DataError(
-                f"trace has version {record.get('version')!r}, this program reads {VERSION}: "
-                "write it again with this program"
+                f"the trace has version {version!r} and this program reads {VERSION}: "
+                "make it again with this program"
             )
         try:
             grade = Grade(**record["grade"]) if record["grade"] else None
             return Trace(
                 problem=record["problem"],
                 method=record["method"],
-                threads=tuple(_thread(t) for t in record["threads"]),
+                threads=_tree(record["threads"]),
                 answer=record["answer"],
                 grade=grade,
                 error=record["error"],
@@ -199,13 +201,14 @@ def num_sampled(thread: Thread) -> int:
 
 
 def write_traces(path: Path, traces: Iterable[Trace]) -> None:
-    """Write JSON lines, one trace each; ``path`` appears whole or not at all."""
-    tmp = path.with_suffix(path.suffix + ".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tmp.open("w", encoding="utf-8") as f:
+    """Write JSON lines, one trace each; ``path`` appears whole or not at all.
+
+    Raises:
+        StorageError: the disk is full, or the path may not be written.
+    """
+    with new_file(path) as tmp, tmp.open("w", encoding="utf-8") as f:
         for trace in traces:
             f.write(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")
-    tmp.replace(path)
 
 
 def read_traces(path: Path) -> Iterator[Trace]:
@@ -216,12 +219,26 @@ def read_traces(path: Path) -> Iterator[Trace]:
     """
     if not path.is_file():
         raise DataError(f"no trace file at {path}: name one that --trace or apr eval wrote")
-    with path.open(encoding="utf-8") as f:
+    with path.open("rb") as f:
         for number, line in enumerate(f, 1):
             try:
                 yield Trace.from_json(json.loads(line))
-            except (json.JSONDecodeError, AttributeError, DataError) as e:
+            except ValueError as e:  # Not UTF-8, not JSON, or no trace.
                 raise DataError(f"{path}, line {number}: {e}") from e
+
+
+def _tree(records: list[dict[str, Any]]) -> tuple[Thread, ...]:
+    """Raises ValueError where threads point at each other in a way that no walk would survive."""
+    threads = tuple(map(_thread, records))
+    sound = all(
+        thread.index == i
+        and (thread.parent is None or 0 <= thread.parent < i)
+        and all(i < child < len(threads) for children in thread.spawns for child in children)
+        for i, thread in enumerate(threads)
+    )
+    if not threads or not sound:
+        raise ValueError("its threads are not a tree in order")
+    return threads
 
 
 def _thread(r: dict[str, Any]) -> Thread:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from apr.countdown.problem import Path, Problem, Step
-from apr.countdown.solver import Node
+from apr.countdown.solver import Node, start_of
 from apr.dialects.tags import Tags
 from apr.interfaces import Append, Join, Malformed, Operation
 
@@ -58,16 +58,24 @@ class Compact(Tags):
 
 
 class CompactPasta(Compact):
-    """As PASTA (2502.11517) merges: the whole text of each child returns to its parent."""
+    """As PASTA (2502.11517) merges: the whole text of each child returns to its parent.
+
+    The root still returns its path alone, which is its answer. For fresh child contexts.
+    """
 
     name = "compact-pasta"
 
     def read(self, prompt: str, sampled: str) -> Operation:
         operation = super().read(prompt, sampled)
-        if isinstance(operation, Join) and prompt.count("<thread>") > 0:
-            text = sampled.replace("<join>", LATER).removesuffix("</join>")
-            return Join(text, operation.success)
+        start, _, before = prompt.partition("</thread>")
+        if isinstance(operation, Join) and LATER in start:
+            # Only a child's start holds a step.
+            text = before + sampled.partition("</join>")[0]
+            return Join(text.replace("<join>", LATER), operation.success)
         return operation
+
+    def resume(self, prompt: str, sampled: str, joins: Sequence[Join | Malformed]) -> Append:
+        return Tags.resume(self, prompt, sampled, joins)
 
 
 def words(max_number: int) -> list[str]:
@@ -136,5 +144,4 @@ def prompt(problem: Problem, children: int | None = None, window: int | None = N
     """
     budget = [] if children is None else ["<children>", number(children)]
     budget += [] if window is None else ["<window>", number(window)]
-    start = Node(tuple(sorted(problem.numbers, reverse=True)), ())
-    return budget + thread(message(problem.target, start))
+    return budget + thread(message(problem.target, start_of(problem)))

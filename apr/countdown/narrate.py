@@ -11,7 +11,16 @@ from enum import StrEnum
 from apr.countdown import compact
 from apr.countdown.problem import Problem
 from apr.countdown.solver import Mode, Node, Search, Visit
+from apr.errors import ConfigError
 from apr.types import Demonstration, Segment
+
+
+class Text(StrEnum):
+    """The text in which a search is told."""
+
+    COMPACT = "compact"
+    PAPER = "paper"
+    """The official release's (see ``narrate_paper``)."""
 
 
 class Telling(StrEnum):
@@ -23,6 +32,12 @@ class Telling(StrEnum):
     """Children return the path they found, or nothing (APR)."""
     PASTA = "pasta"
     """Children return their whole text."""
+
+
+def check_telling(text: Text, telling: Telling) -> None:
+    """Raises ConfigError where ``text`` cannot be told so."""
+    if text == Text.PAPER and telling == Telling.PASTA:
+        raise ConfigError("the paper text has no pasta telling: tell it in the compact text")
 
 
 def narrate(
@@ -94,14 +109,14 @@ class _Teller:
             self.visit(thread, visit)
 
     def visit(self, thread: _Thread, visit: Visit) -> None:
-        if visit.mode is Mode.SPAWN and self.telling is not Telling.SERIAL:
+        if visit.mode is Mode.SPAWN and self.telling != Telling.SERIAL:
             return self.spawn(thread, visit)
         if visit.mode is Mode.LIST:
             for child in visit.successors:
                 thread.told.extend(compact.step_pieces(child.path[-1]))
                 thread.told.append(self.verdict(child))
             return None
-        for child, found in zip(visit.successors, visit.searches, strict=True):
+        for child, found in zip(visit.successors, visit.searches, strict=False):
             thread.told.extend(compact.step_pieces(child.path[-1]))
             thread.told.extend(self.enter(child))
             self.search(thread, found)
@@ -120,7 +135,7 @@ class _Teller:
         thread.hear(compact.joined(self.heard(children, visit.searches)))
 
     def heard(self, children: list[_Thread], searches: tuple[Search, ...]) -> list[list[str]]:
-        if self.telling is Telling.PASTA:
+        if self.telling == Telling.PASTA:
             return [_whole(child) for child in children]
         return [path for path in map(self.path, searches) if path][:1]
 
@@ -133,7 +148,10 @@ class _Teller:
         return compact.HIT if node.numbers[0] == self.target else compact.MISS
 
     def path(self, found: Search) -> list[str]:
-        return compact.path_pieces(found.goal.path) if found.goal else []
+        """The path found; of a problem that needs no step, its number."""
+        if found.goal is None:
+            return []
+        return compact.path_pieces(found.goal.path) or compact.state(found.goal.numbers)
 
 
 def _whole(child: _Thread) -> list[str]:

@@ -15,7 +15,7 @@ import random
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from itertools import islice
+from itertools import combinations
 from typing import NamedTuple
 
 from apr.countdown.problem import Path, Problem, Step
@@ -29,6 +29,14 @@ class Node(NamedTuple):
 
     numbers: Numbers  # what is left to combine, largest first
     path: Path  # the steps from the problem to here
+
+    def after(self, step: Step) -> Node:
+        """The state that ``step`` leads to."""
+        numbers = list(self.numbers)
+        numbers.remove(step.a)
+        numbers.remove(step.b)
+        numbers.append(step.value)
+        return Node(tuple(sorted(numbers, reverse=True)), (*self.path, step))
 
 
 class Mode(StrEnum):
@@ -58,8 +66,8 @@ class Visit(NamedTuple):
 
     node: Node
     mode: Mode
-    successors: tuple[Node, ...]  # as far as they were looked at, in order
-    searches: tuple[Search, ...]  # of the successors, in the same order; none for LIST
+    successors: tuple[Node, ...]  # those kept, in order; of leaves, up to a hit
+    searches: tuple[Search, ...]  # of the successors in turn; DIVE ends at a goal, LIST has none
 
 
 class Search(NamedTuple):
@@ -103,8 +111,13 @@ class SearchConfig:
 
 def search(problem: Problem, config: SearchConfig, rng: random.Random) -> Search:
     """Search ``problem``; every choice left to chance is drawn from ``rng``."""
-    start = Node(tuple(sorted(problem.numbers, reverse=True)), ())
-    return _Searcher(problem.target, config, rng).run(start, _draw(config.beam, rng), 0)
+    searcher = _Searcher(problem.target, config, rng)
+    return searcher.run(start_of(problem), _draw(config.beam, rng), 0)
+
+
+def start_of(problem: Problem) -> Node:
+    """The state that every search of ``problem`` starts from."""
+    return Node(tuple(sorted(problem.numbers, reverse=True)), ())
 
 
 class _Searcher:
@@ -115,6 +128,9 @@ class _Searcher:
 
     def run(self, start: Node, beam: int, level: int) -> Search:
         """Algorithms 1 and 2: take the best state waiting, expand it, dive, spawn or queue."""
+        if len(start.numbers) <= 2:
+            visit, goal = self.leaves(start, beam)
+            return Search(start, (visit,), goal)
         visits: list[Visit] = []
         queue = [(0, 0, start)]
         while queue:
@@ -158,9 +174,8 @@ class _Searcher:
             searches.append(self.run(child, beam, level))
             if searches[-1].goal is not None:
                 break
-        seen = tuple(children[: len(searches)])
         goal = searches[-1].goal if searches else None
-        return Visit(node, Mode.DIVE, seen, tuple(searches)), goal
+        return Visit(node, Mode.DIVE, tuple(children), tuple(searches)), goal
 
     def spawn(self, node: Node, children: list[Node], level: int) -> tuple[Visit, Node | None]:
         children = children[: self.config.max_children or None]
@@ -174,20 +189,23 @@ class _Searcher:
     def expand(self, node: Node, beam: int) -> list[Node]:
         """State expansion: the successors kept, in order (paper, section 3.2)."""
         found = successors(node.numbers, self.config.max_value)
-        if beam and len(found) > beam:
-            # A stable sort: states of equal rank stay as enumerated.
-            kept = sorted(found, key=self.rank)[:beam]
-            found = tuple(s for s in found if s in kept)
         order = self.config.order
-        if order is Order.HEURISTIC:
-            found = tuple(sorted(found, key=self.rank))
-        elif order is Order.SHUFFLED:
+        if order is Order.HEURISTIC or 0 < beam < len(found):
+            # A stable sort: states of equal rank stay as enumerated.
+            gains = [self.gain(step) for step, _ in found]
+            best = sorted(range(len(found)), key=gains.__getitem__)[: beam or None]
+            kept = best if order is Order.HEURISTIC else sorted(best)
+            found = tuple([found[i] for i in kept])
+        if order is Order.SHUFFLED:
             found = tuple(self.rng.sample(found, len(found)))
         path = node.path
         return [Node(numbers, (*path, step)) for step, numbers in found]
 
-    def rank(self, successor: tuple[Step, Numbers]) -> int:
-        return multiply_heuristic(successor[1], self.target)
+    def gain(self, step: Step) -> int:
+        """What ``step`` adds to the multiply heuristic: of one state, it ranks the successors."""
+        a, _, b, value = step
+        target = self.target
+        return _distance(value, target) - _distance(a, target) - _distance(b, target)
 
     def promising(self) -> bool:
         # No draw at the ends of the range, so that a certain coin costs no randomness.
@@ -200,7 +218,8 @@ def _draw(bounds: tuple[int, int], rng: random.Random) -> int:
     return low if low == high else rng.randint(low, high)
 
 
-@lru_cache(maxsize=1 << 17)
+# Caches hold about what one problem needs: larger ones cost the garbage collector more than they save.
+@lru_cache(maxsize=1 << 10)
 def successors(numbers: Numbers, max_value: int = 0) -> tuple[tuple[Step, Numbers], ...]:
     """Every state one step away, with the step: fixed order, equal pairs once.
 
@@ -210,25 +229,32 @@ def successors(numbers: Numbers, max_value: int = 0) -> tuple[tuple[Step, Number
     """
     out: list[tuple[Step, Numbers]] = []
     seen: set[tuple[int, int]] = set()
-    for i, a in enumerate(numbers):
-        for j, b in enumerate(islice(numbers, i + 1, None), i + 1):
-            if (a, b) in seen:
-                continue
-            seen.add((a, b))
-            rest = numbers[:i] + numbers[i + 1 : j] + numbers[j + 1 :]
-            for step in combine(a, b):
-                if max_value and step.value > max_value:
-                    continue
-                out.append((step, tuple(sorted((*rest, step.value), reverse=True))))
+    for i, j in combinations(range(len(numbers)), 2):
+        pair = a, b = numbers[i], numbers[j]
+        if pair in seen:
+            continue
+        seen.add(pair)
+        rest = numbers[:i] + numbers[i + 1 : j] + numbers[j + 1 :]
+        for step in combine(a, b):
+            if not max_value or step.value <= max_value:
+                out.append((step, _insert(step.value, rest)))
     return tuple(out)
 
 
-def combine(a: int, b: int) -> list[Step]:
+@lru_cache(maxsize=1 << 12)
+def combine(a: int, b: int) -> tuple[Step, ...]:
     """The steps that two numbers allow, ``a`` not below ``b``: no negative, no fraction."""
-    steps = [Step(a, "+", b, a + b), Step(a, "-", b, a - b), Step(a, "*", b, a * b)]
-    if b and a % b == 0:
-        steps.append(Step(a, "/", b, a // b))
-    return steps
+    steps = (Step(a, "+", b, a + b), Step(a, "-", b, a - b), Step(a, "*", b, a * b))
+    return (*steps, Step(a, "/", b, a // b)) if b and a % b == 0 else steps
+
+
+def _insert(value: int, numbers: Numbers) -> Numbers:
+    """``numbers``, largest first, with ``value`` in its place."""
+    if not numbers:
+        return (value,)
+    if len(numbers) == 1:
+        return (value, *numbers) if value > numbers[0] else (*numbers, value)
+    return tuple(sorted((*numbers, value), reverse=True))
 
 
 @lru_cache(maxsize=1024)
@@ -236,8 +262,10 @@ def _factors(target: int) -> tuple[int, ...]:
     return tuple(f for f in range(2, target + 1) if target % f == 0)
 
 
-@lru_cache(maxsize=1 << 18)
+@lru_cache(maxsize=1 << 14)
 def _distance(number: int, target: int) -> int:
+    if number >= target:
+        return number - target
     return min((abs(number - f) for f in _factors(target)), default=abs(number - target))
 
 

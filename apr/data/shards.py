@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
@@ -24,11 +26,15 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from apr.data.tokenizer import HFCodec
-from apr.errors import DataError
+from apr.errors import ConfigError, DataError, InputError
+from apr.files import new_file
 from apr.types import Demonstration
 
 MANIFEST = "manifest.json"
 VERSION = 1
+
+_LEARNT = pa.schema({"ids": pa.list_(pa.int32()), "loss": pa.list_(pa.bool_())})
+"""The columns of a shard that are trained on: one sequence to a row."""
 
 
 class Overlong(StrEnum):
@@ -53,6 +59,11 @@ class ShardConfig:
     context: int = 0
     """Most tokens of one sequence; 0 for no limit."""
     overlong: Overlong = Overlong.DROP
+
+    def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("per_shard", 1), ("context", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give at least {least}")
 
 
 class Tally(NamedTuple):
@@ -101,6 +112,8 @@ def write_shards(
 
     Raises:
         DataError: the folder holds shards of other settings.
+        StorageError: the disk is full, or the folder may not be written.
+        InputError: a worker died.
     """
     plan = json.loads(
         json.dumps(
@@ -112,7 +125,6 @@ def write_shards(
             }
         )
     )
-    directory.mkdir(parents=True, exist_ok=True)
     _claim(directory, plan)
     names = [_name(i) for i in range(-(-config.count // config.per_shard))]
     missing = [i for i, name in enumerate(names) if not (directory / name).is_file()]
@@ -131,11 +143,23 @@ def write_shards(
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a finished set; raises DataError where there is none."""
+    """The manifest of a finished set.
+
+    Raises:
+        DataError: there is none, it is damaged, or another version of this program wrote it.
+    """
     path = directory / MANIFEST
     if not path.is_file():
         raise DataError(f"no finished data at {directory}: make it with apr data RECIPE")
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["version"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise DataError(f"{path} is damaged: delete it and run apr data again") from e
+    if version != VERSION:
+        raise DataError(
+            f"{path} has version {version!r} and this program reads {VERSION}: make the data again"
+        )
     return manifest
 
 
@@ -150,7 +174,7 @@ def read_shards(directory: Path) -> Sequences:
     loss = [table.column("loss").combine_chunks() for table in tables]
     lengths = np.concatenate([np.diff(x.offsets.to_numpy()) for x in lists])
     return Sequences(
-        ids=np.concatenate([x.values.to_numpy() for x in lists]).astype(np.int32),
+        ids=np.concatenate([x.values.to_numpy() for x in lists]),
         loss=np.concatenate([x.values.to_numpy(zero_copy_only=False) for x in loss]),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
@@ -173,8 +197,18 @@ def _each(make: Callable[[int], None], indices: list[int], workers: int) -> Iter
         yield from map(make, indices)
         return
     # spawn: a fork would copy whatever threads the caller runs.
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(indices))) as pool:
-        yield from pool.imap_unordered(make, indices)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(indices)), mp_context=context)
+    try:
+        for made in as_completed([pool.submit(make, i) for i in indices]):
+            yield made.result()
+    except BrokenProcessPool as e:
+        raise InputError(
+            "a worker that makes shards died: use fewer workers if memory ran out, and if a script "
+            "of yours calls this, guard its entry with if __name__ == '__main__'"
+        ) from e
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _make_shard(
@@ -250,12 +284,8 @@ def _write_shard(
             "loss": pa.ListArray.from_arrays(ends, pa.array(np.array(loss, np.bool_))),
         }
     ).replace_schema_metadata({"tally": json.dumps(tally._asdict())})
-    tmp = path.with_suffix(".tmp")
-    try:
+    with new_file(path) as tmp:
         pq.write_table(table, tmp, compression="zstd", write_page_checksum=True)
-        tmp.replace(path)
-    finally:
-        tmp.unlink(missing_ok=True)
 
 
 def _read_table(path: Path) -> pa.Table:
@@ -264,8 +294,9 @@ def _read_table(path: Path) -> pa.Table:
             f"shard {path} is missing: run apr data again, it makes only what is missing"
         )
     try:
-        return pq.read_table(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as e:
+        table = pq.read_table(path, page_checksum_verification=True)
+        return table.select(_LEARNT.names).cast(_LEARNT)
+    except (pa.ArrowException, OSError, KeyError) as e:
         raise DataError(f"shard {path} is damaged: delete it and run apr data again") from e
 
 
@@ -281,15 +312,15 @@ def _claim(directory: Path, plan: dict[str, Any]) -> None:
     """Note what the folder is for before the first shard, so that no other set mixes with it."""
     path = directory / "plan.json"
     text = json.dumps(plan, indent=2) + "\n"
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
+    if not path.is_file():
+        _write_text(path, text)
+    elif path.read_text(encoding="utf-8") != text:
         raise DataError(f"{directory} holds data of other settings: name another folder")
-    _write_text(path, text)
 
 
 def _write_text(path: Path, text: str) -> None:
-    tmp = path.with_suffix(".tmp")
-    tmp.write_text(text, encoding="utf-8")
-    tmp.replace(path)
+    with new_file(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
 
 
 def _name(index: int) -> str:

@@ -1,0 +1,1 @@
+"""Runs methods over many problems and says what they reached and what it cost."""

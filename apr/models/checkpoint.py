@@ -7,8 +7,6 @@ Llama-family checkpoint loads here and ours load in transformers, SGLang and vLL
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,12 +15,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from apr.config import build
 from apr.errors import CheckpointError
+from apr.files import new_directory
 from apr.models.llama import Llama, LlamaConfig
 
 TOKENIZER = "tokenizer.json"
+
+# What our network does, and no other way, under the names of ``config.json``.
+_ONLY = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 
 
 def save_checkpoint(
@@ -38,22 +41,28 @@ def save_checkpoint(
         tokenizer_json: text of a Hugging Face ``tokenizers`` file.
         manifest: how the checkpoint came to be, written to ``apr.json``.
         dtype: store the weights in this type instead of their own.
+
+    Raises:
+        StorageError: the disk is full, or the folder may not be written.
     """
-    tmp = directory.with_name(directory.name + ".tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir(parents=True)
     weights = {
         name: w.detach().to("cpu", dtype or w.dtype).contiguous() for name, w in to_hf(model)
     }
-    save_file(weights, tmp / "model.safetensors", metadata={"format": "pt"})
     stored = next(iter(weights.values())).dtype
-    _write_json(tmp / "config.json", hf_config(model.config, stored))
-    if tokenizer_json is not None:
-        (tmp / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
-        _write_json(tmp / "tokenizer_config.json", _tokenizer_config(model.config, tokenizer_json))
-    if manifest is not None:
-        _write_json(tmp / "apr.json", manifest)
-    replace_directory(tmp, directory)
+    with new_directory(directory) as tmp:
+        save_tensors(weights, tmp / "model.safetensors")
+        _write_json(tmp / "config.json", hf_config(model.config, stored))
+        if tokenizer_json is not None:
+            (tmp / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
+            tokenizer_config = _tokenizer_config(model.config, tokenizer_json)
+            _write_json(tmp / "tokenizer_config.json", tokenizer_config)
+        if manifest is not None:
+            _write_json(tmp / "apr.json", manifest)
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_checkpoint(
@@ -75,8 +84,10 @@ def load_checkpoint(
     if config.tie_word_embeddings:
         weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight", Tensor()))
     try:
-        model.load_state_dict(from_hf(weights, config))
-    except (KeyError, RuntimeError) as e:
+        load_weights(model, from_hf(weights, config))
+    except KeyError as e:
+        raise CheckpointError(f"{directory} lacks the weight {e}: copy the whole of it") from e
+    except (RuntimeError, ValueError) as e:
         raise CheckpointError(f"weights in {directory} do not fit its config.json: {e}") from e
     return model.to(device=device, dtype=dtype).eval()
 
@@ -92,19 +103,28 @@ def read_config(directory: Path) -> LlamaConfig:
         raise CheckpointError(f"no checkpoint at {directory}: name a folder with a config.json")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return _parse_config(raw, directory)
-    except (json.JSONDecodeError, KeyError, TypeError) as e:
+        unsupported = _unsupported(raw)
+        if unsupported is None:
+            return _parse_config(raw)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise CheckpointError(f"{path} is not a Llama config: {type(e).__name__} {e}") from e
+    raise CheckpointError(f"{directory} has {unsupported} can be loaded")
 
 
-def _parse_config(raw: dict[str, Any], directory: Path) -> LlamaConfig:
-    if raw.get("model_type") != "llama":
-        raise CheckpointError(
-            f"{directory} holds a {raw.get('model_type')!r} model, only 'llama' can be loaded"
-        )
+def _unsupported(raw: dict[str, Any]) -> str | None:
+    """What in a ``config.json`` our network cannot do, and what it can."""
+    for key, only in _ONLY.items():
+        value = raw.get(key, None if key == "model_type" else only)
+        if value != only:
+            return f"{key} {value!r}, and only {only!r}"
     rope = raw.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default" or raw.get("rope_scaling"):
-        raise CheckpointError(f"{directory} scales its rotary positions, which is not supported")
+        return "scaled rotary positions, and only plain ones"
+    return None
+
+
+def _parse_config(raw: dict[str, Any]) -> LlamaConfig:
+    rope = raw.get("rope_parameters") or {}
     known = {f.name for f in fields(LlamaConfig)}
     values = {k: v for k, v in raw.items() if k in known}
     values.setdefault("num_key_value_heads", raw["num_attention_heads"])
@@ -113,17 +133,14 @@ def _parse_config(raw: dict[str, Any], directory: Path) -> LlamaConfig:
     values["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
     if isinstance(values.get("eos_token_id"), list):
         values["eos_token_id"] = values["eos_token_id"][0]
-    return LlamaConfig(**values)
+    return build(LlamaConfig, values)
 
 
 def hf_config(config: LlamaConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The ``config.json`` that transformers, SGLang and vLLM read."""
     return {
+        **_ONLY,
         "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
         "pad_token_id": None,
         "torch_dtype": str(dtype).removeprefix("torch."),
         "rope_scaling": None,
@@ -149,33 +166,54 @@ def to_hf(model: Llama) -> Iterator[tuple[str, Tensor]]:
 
 
 def from_hf(weights: dict[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
-    """State dict of our network; raises KeyError for a weight that is not there."""
+    """State dict of our network.
+
+    Raises:
+        KeyError: a weight is not there.
+        ValueError: there is a weight that the network has no place for, such as a bias.
+    """
+    # Old checkpoints store the rotary frequencies, which follow from the config.
+    rest = {name: w for name, w in weights.items() if not name.endswith("rotary_emb.inv_freq")}
     out = {
-        "lm_head.weight": weights["lm_head.weight"],
-        "embed_tokens.weight": weights["model.embed_tokens.weight"],
-        "norm.weight": weights["model.norm.weight"],
+        "lm_head.weight": rest.pop("lm_head.weight"),
+        "embed_tokens.weight": rest.pop("model.embed_tokens.weight"),
+        "norm.weight": rest.pop("model.norm.weight"),
     }
     for i in range(config.num_hidden_layers):
         old, new = f"model.layers.{i}.", f"layers.{i}."
         for part in ("input_layernorm", "post_attention_layernorm"):
-            out[f"{new}{part}.weight"] = weights[f"{old}{part}.weight"]
-        qkv = [weights[f"{old}self_attn.{x}_proj.weight"] for x in "qkv"]
+            out[f"{new}{part}.weight"] = rest.pop(f"{old}{part}.weight")
+        qkv = [rest.pop(f"{old}self_attn.{x}_proj.weight") for x in "qkv"]
         out[f"{new}self_attn.qkv_proj.weight"] = torch.cat(qkv)
-        out[f"{new}self_attn.o_proj.weight"] = weights[f"{old}self_attn.o_proj.weight"]
-        gate_up = [weights[f"{old}mlp.{x}_proj.weight"] for x in ("gate", "up")]
+        out[f"{new}self_attn.o_proj.weight"] = rest.pop(f"{old}self_attn.o_proj.weight")
+        gate_up = [rest.pop(f"{old}mlp.{x}_proj.weight") for x in ("gate", "up")]
         out[f"{new}mlp.gate_up_proj.weight"] = torch.cat(gate_up)
-        out[f"{new}mlp.down_proj.weight"] = weights[f"{old}mlp.down_proj.weight"]
+        out[f"{new}mlp.down_proj.weight"] = rest.pop(f"{old}mlp.down_proj.weight")
+    if rest:
+        raise ValueError(f"the network has no {min(rest)}")
     return out
 
 
-def replace_directory(tmp: Path, directory: Path) -> None:
-    """Put ``tmp`` in the place of ``directory``, which survives if anything fails."""
-    old = directory.with_name(directory.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        os.replace(directory, old)
-    os.replace(tmp, directory)
-    shutil.rmtree(old, ignore_errors=True)
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; raises OSError where the disk refuses it, as a plain write does."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as e:
+        raise OSError(str(e)) from e
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put ``weights`` into ``model``; raises ValueError that names the first that does not fit."""
+    own = model.state_dict()
+    for name in [*own, *weights]:
+        if name not in weights:
+            raise ValueError(f"{name} is missing")
+        if name not in own:
+            raise ValueError(f"the network has no {name}")
+        if weights[name].shape != own[name].shape:
+            have, want = tuple(weights[name].shape), tuple(own[name].shape)
+            raise ValueError(f"{name} has shape {have} in place of {want}")
+    model.load_state_dict(weights)
 
 
 def _split(name: str, w: Tensor, sizes: dict[str, int], fused: str) -> Iterator[tuple[str, Tensor]]:

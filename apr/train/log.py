@@ -7,9 +7,12 @@ can be compared line by line. What the clock says goes to ``timings.jsonl``.
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO
+
+from apr.files import new_file, writing
 
 
 class MetricsLog:
@@ -19,17 +22,21 @@ class MetricsLog:
         # TensorBoard's import costs seconds and is needed by training alone.
         from torch.utils.tensorboard import SummaryWriter
 
-        run.mkdir(parents=True, exist_ok=True)
-        self._metrics = _reopen(run / "metrics.jsonl", step)
-        self._timings = _reopen(run / "timings.jsonl", step)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+        self._run = run
+        self._open = ExitStack()
+        self._metrics = self._open.enter_context(_reopen(run / "metrics.jsonl", step))
+        self._timings = self._open.enter_context(_reopen(run / "timings.jsonl", step))
+        self._board = self._open.enter_context(
+            SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        )
 
     def write(self, step: int, metrics: dict[str, float], timings: dict[str, float]) -> None:
-        """Log ``step``, counted from 1."""
-        _line(self._metrics, {"step": step, **metrics})
-        _line(self._timings, {"step": step, **timings})
-        for name, value in {**metrics, **timings}.items():
-            self._board.add_scalar(name, value, step)
+        """Log ``step``, counted from 1; raises StorageError where the disk is full."""
+        with writing(self._run):
+            _line(self._metrics, {"step": step, **metrics})
+            _line(self._timings, {"step": step, **timings})
+            for name, value in {**metrics, **timings}.items():
+                self._board.add_scalar(name, value, step)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -40,9 +47,9 @@ class MetricsLog:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._metrics.close()
-        self._timings.close()
-        self._board.close()
+        # Closing writes what is left, so that a full disk is met here too.
+        with writing(self._run):
+            self._open.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -62,9 +69,8 @@ def _reopen(path: Path, step: int) -> IO[str]:
             if record["step"] > step:
                 break
             kept.append(line + "\n")
-    tmp = path.with_suffix(".tmp")
-    tmp.write_text("".join(kept), encoding="utf-8")
-    tmp.replace(path)
+    with new_file(path) as tmp:
+        tmp.write_text("".join(kept), encoding="utf-8")
     return path.open("a", encoding="utf-8")
 
 

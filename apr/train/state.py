@@ -7,19 +7,19 @@ at any moment finds either the old state or the new one.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apr.errors import CheckpointError
-from apr.models.checkpoint import replace_directory
+from apr.files import finish_replacement, new_directory
+from apr.models.checkpoint import load_weights, save_tensors
 
 _DIR = "state"
 
@@ -31,21 +31,20 @@ def save_state(
 
     Args:
         facts: plain values to go on with; must hold ``step``, the number of steps done.
+
+    Raises:
+        StorageError: the disk is full, or the folder may not be written.
     """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for i, optimizer in enumerate(optimizers):
         for j, moments in optimizer.state_dict()["state"].items():
             for key, value in moments.items():
                 tensors[f"optimizer.{i}.{j}.{key}"] = torch.as_tensor(value)
-    tmp = run / f"{_DIR}.tmp"
-    shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir(parents=True)
     # clone: tied weights share storage, which safetensors refuses.
-    save_file(
-        {k: v.detach().cpu().clone() for k, v in tensors.items()}, tmp / "tensors.safetensors"
-    )
-    (tmp / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-    replace_directory(tmp, run / _DIR)
+    tensors = {k: v.detach().cpu().clone() for k, v in tensors.items()}
+    with new_directory(run / _DIR) as tmp:
+        save_tensors(tensors, tmp / "tensors.safetensors")
+        (tmp / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def load_state(
@@ -56,14 +55,14 @@ def load_state(
     Raises:
         CheckpointError: the state is damaged or of another model.
     """
-    directory = _finish_replacement(run)
+    directory = run / _DIR
+    finish_replacement(directory)
     if not directory.is_dir():
         return None
     try:
         tensors = load_file(directory / "tensors.safetensors")
         facts: dict[str, Any] = json.loads((directory / "facts.json").read_text(encoding="utf-8"))
-        weights = _under("model.", tensors)
-        model.load_state_dict(weights)
+        load_weights(model, _under("model.", tensors))
         for i, optimizer in enumerate(optimizers):
             _load_optimizer(optimizer, _under(f"optimizer.{i}.", tensors))
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as e:
@@ -74,19 +73,14 @@ def load_state(
     return facts
 
 
-def _finish_replacement(run: Path) -> Path:
-    """A kill between the two moves of a replacement leaves only the old state, renamed."""
-    directory, old = run / _DIR, run / f"{_DIR}.old"
-    if not directory.exists() and old.exists():
-        old.rename(directory)
-    return directory
-
-
 def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if state and len(state) != len(parameters):
+        raise ValueError(f"it has moments of {len(state)} weights in place of {len(parameters)}")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

@@ -1,0 +1,419 @@
+"""The command line: thin verbs over ``apr.api``.
+
+What is heavy is imported inside the verbs that need it: help, grading and drawing are quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.tree import Tree
+from typer.core import TyperGroup
+
+import apr
+from apr import config, terminal
+from apr.countdown.answer import read_answers, spell
+from apr.countdown.grade import grade as grade_answer
+from apr.countdown.problem import Problem, Split, read_problems, solvable
+from apr.errors import (
+    AprError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EngineError,
+    InputError,
+    ProblemError,
+    StorageError,
+)
+from apr.eval.metrics import summarize
+from apr.flags import Json, Overrides, RunFlags, Workers, output, run_flags
+from apr.trace import Trace, read_traces, write_traces
+
+if TYPE_CHECKING:
+    from apr.api import Inference, Model, Recipe
+    from apr.interfaces import Codec
+
+_MODEL = "Checkpoint; the packaged demo by default."
+
+# Typer exports the leaves of its errors only; this is their base for a flag it cannot read.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+class _Verbs(TyperGroup):
+    """Verbs that fail with one sentence: 2 for what the user can mend, 1 for the world."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except (KeyboardInterrupt, typer.Abort):
+            code = 130
+        except _UsageError as e:
+            verb = e.ctx.command_path if e.ctx else "apr"
+            code = _fail(f"{e.format_message().rstrip('.')} (see {verb} --help)", 2)
+        except AprError as e:
+            code = _fail(str(e), 2 if isinstance(e, InputError) else 1)
+        sys.exit(code or 0)
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo("error: " + " ".join(message.split()), err=True)
+    return code
+
+
+app = typer.Typer(
+    name="apr",
+    cls=_Verbs,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def verbs(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
+) -> None:
+    """Adaptive parallel reasoning: language models that spawn and join threads of their own.
+
+    A model is posed a Countdown problem: reach the target from the numbers,
+    each used exactly once, by + - * and /. It searches in a thread, hands
+    parts of the search to child threads that run at the same time, hears what
+    they found, and answers. The answer is checked exactly.
+
+    [bold]Watch a model reason[/bold]
+      apr solve 5 13 4 --target 32
+      apr solve 5 13 4 --target 32 --method serial
+
+    [bold]Train one[/bold]
+      apr sft recipes/mini.toml
+      apr solve 5 13 4 --target 32 --model runs/mini/checkpoint
+
+    [bold]Know whether it pays[/bold]
+      apr eval runs/mini/checkpoint --method apr
+      apr eval runs/mini-serial/checkpoint --method serial
+      apr table runs/eval/*.jsonl
+    """
+    if version:
+        typer.echo(f"apr {apr.__version__}")
+    elif ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@app.command(rich_help_panel="Reason", context_settings={"ignore_unknown_options": True})
+@run_flags
+def solve(
+    *,
+    numbers: Annotated[
+        list[str], typer.Argument(metavar="NUMBERS...", help="Whole numbers, each used once.")
+    ],
+    target: Annotated[str, typer.Option(help="What to make of them.")],
+    model: Annotated[Path | None, typer.Option(metavar="DIR", help=_MODEL)] = None,
+    how: RunFlags,
+    as_json: Json = False,
+    trace: Annotated[Path | None, output(metavar="FILE", help="Keep the trace there.")] = None,
+) -> None:
+    """Solve one problem, and draw its tree of threads while it runs.
+
+    apr solve 5 13 4 --target 32
+    """
+    posed = Problem(tuple(map(_whole, numbers)), _whole(target))
+    from apr import api
+
+    inference = how.inference()
+    ready = api.load(model or apr.DEMO)
+    console = _console()
+    solved = _watch(ready, posed, inference, None if as_json else console)
+    if trace is not None:
+        write_traces(trace, [solved])
+    if as_json:
+        typer.echo(json.dumps(api.facts(solved, ready.codec)))
+    else:
+        _draw(console, solved)
+    if solved.error is not None:
+        raise EngineError(solved.error)
+
+
+@app.command(name="eval", rich_help_panel="Reason")
+@run_flags
+def evaluate(
+    *,
+    model: Annotated[Path | None, typer.Argument(help=_MODEL)] = None,
+    problems: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help='JSON lines, or a list, of {"numbers": [], "target": n}'),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="RECIPE", help="Problems of a recipe; the model's own by default."),
+    ] = None,
+    split: Annotated[Split, typer.Option(help="Which part of them.")] = Split.TEST,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="How many; by default 500, of a file all.")
+    ] = None,
+    problem_seed: Annotated[int, typer.Option(help="Other seeds, other problems.")] = 0,
+    how: RunFlags,
+    concurrency: Annotated[int, typer.Option(min=1, help="Problems at the same time.")] = 64,
+    out: Annotated[
+        Path | None,
+        output(metavar="FILE", help="Traces; by default runs/eval/MODEL-METHOD.jsonl."),
+    ] = None,
+    force: Annotated[bool, output("--force", help="Replace that file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Solve many problems: how many are right, and what it cost.
+
+    apr eval runs/mini/checkpoint --method apr --count 200
+    """
+    checkpoint = model or apr.DEMO
+    out = out or Path("runs", "eval", f"{_name(checkpoint)}-{how.method}.jsonl")
+    if out.exists() and not force:
+        raise StorageError(f"{out} is there: name another --out, or replace it with --force")
+    if problems is not None and task is not None:
+        raise ConfigError("--problems and --task both say what to solve: give one of them")
+    posed = read_problems(problems)[:count] if problems is not None else []
+    if problems is not None and not posed:
+        raise DataError(f"{problems} holds no problem: put one on each line")
+    from apr import api
+
+    inference = how.inference()
+    recipe = _recipe(task) if task is not None else None
+    ready = api.load(checkpoint)
+    if problems is None:
+        posed = api.pose(recipe or ready.recipe, split, count or 500, problem_seed)
+    start = time.perf_counter()
+    traces = _evaluate(ready, posed, inference, concurrency)
+    seconds_all = time.perf_counter() - start
+    write_traces(out, traces)
+    rate = sum(t.total_tokens for t in traces) / seconds_all
+    row = _row(out, traces)
+    if as_json:
+        facts = {"wall_clock": seconds_all, "tokens_per_second": rate, "out": str(out)}
+        typer.echo(json.dumps({**row.to_json(), **facts}))
+        return
+    console = _console()
+    console.print(terminal.scores([row]))
+    console.print(f"{seconds_all:.1f} s, {rate:,.0f} tokens/s; traces in {out}", highlight=False)
+    hopeless = sum(not _solved(t) and not solvable(p) for p, t in zip(posed, traces, strict=True))
+    if hopeless:
+        console.print(f"{hopeless} of the problems have no solution.", highlight=False)
+
+
+@app.command(rich_help_panel="Look")
+def table(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Traces of apr eval.")],
+) -> None:
+    """Set stored evaluations side by side, one row for each file of traces.
+
+    apr table runs/eval/mini-apr.jsonl runs/eval/mini-serial-serial.jsonl
+    """
+    rows = [_row(file, list(read_traces(file))) for file in files]
+    _console().print(terminal.scores(rows))
+
+
+@app.command(rich_help_panel="Look")
+def trace(
+    file: Annotated[Path, typer.Argument(help="Traces of apr eval, or of apr solve --trace.")],
+    index: Annotated[int, typer.Option(min=0, help="Which of them, from 0.")] = 0,
+    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Checkpoint whose tokenizer reads the tokens."),
+    ] = None,
+) -> None:
+    """Draw stored traces: every thread, what it wrote, what it returned.
+
+    The text is read with the tokenizer of the model that wrote it, where that is still there.
+    """
+    console = _console()
+    chosen = read_traces(file) if every else islice(read_traces(file), index, index + 1)
+    found = False
+    for stored in chosen:
+        found = True
+        codec = _codec(stored, model)
+        _draw(console, stored, terminal.story(stored, codec) if codec else None)
+    if not found:
+        raise DataError(f"{file} has no trace {index}: they are counted from 0")
+
+
+@app.command(rich_help_panel="Look")
+def grade(
+    file: Annotated[Path, typer.Argument(help="JSON lines; - for standard input.")],
+) -> None:
+    """Check answers exactly, without a model.
+
+    Reads lines {"numbers": [3, 5, 8], "target": 64, "answer": "(3 + 5) * 8"}, where the answer is
+    an expression or a solution path, and prints {"correct": true, "reason": "correct"} for each.
+    """
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"cannot read answers from {file}: {e}") from e
+    # All are read before the first is graded, so that bad input prints nothing.
+    for posed, answer in list(read_answers(text.splitlines(), str(file))):
+        typer.echo(json.dumps(grade_answer(posed, answer)._asdict()))
+
+
+@app.command(rich_help_panel="Train")
+def data(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or a name such as mini.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="By default data/RECIPE.")] = None,
+    workers: Workers = None,
+    overrides: Overrides = None,
+) -> None:
+    """Let the solver write demonstrations to train on; goes on where it was cut off."""
+    loaded = _recipe(recipe, overrides)
+    _make_data(loaded, out or Path("data", Path(recipe).stem), workers)
+
+
+@app.command(rich_help_panel="Train")
+def sft(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or a name such as mini.")],
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="By default runs/RECIPE.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="By default data/RECIPE.")
+    ] = None,
+    workers: Workers = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train a model on demonstrations, made first if missing; goes on where it was cut off."""
+    loaded = _recipe(recipe, overrides)
+    stem = Path(recipe).stem
+    run, folder = out or Path("runs", stem), data or Path("data", stem)
+    _make_data(loaded, folder, workers)
+    from apr import api
+
+    losses = api.train(loaded, run, folder, sys.stderr.isatty())
+    typer.echo(f"held-out loss {losses.mean:.4f} nats per token")
+    for name, loss in losses.by_class.items():
+        typer.echo(f"  {name} {loss:.4f}, {losses.shares[name]:.1%} of the whole")
+    typer.echo(f"checkpoint in {run / 'checkpoint'}")
+
+
+def main() -> None:
+    """Entry point of the program ``apr``."""
+    app(prog_name="apr")
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        what = "option" if text.startswith("-") else "whole number"
+        raise ProblemError(f"{text!r} is no {what} here: see apr solve --help") from None
+
+
+def _recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """The recipe in a file, or that of a name, here or beside the package."""
+    from apr.api import Recipe
+
+    places = [Path("recipes"), Path(apr.__file__).parents[1] / "recipes"]
+    named = [path for place in places if (path := place / f"{name}.toml").is_file()]
+    path = Path(name) if Path(name).is_file() or not named else named[0]
+    return config.load(path, Recipe, overrides or [])
+
+
+def _name(checkpoint: Path) -> str:
+    """What a checkpoint is called: its folder, or that of its run."""
+    checkpoint = checkpoint.resolve()
+    return checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name
+
+
+def _console() -> Console:
+    """Standard output; where it is no terminal, lines are as long as they need to be."""
+    console = Console()
+    return console if console.is_terminal else Console(width=10_000)
+
+
+def _watch(model: Model, posed: Problem, how: Inference, console: Console | None) -> Trace:
+    from apr import api
+
+    if console is None or not console.is_terminal:
+        return api.solve(model, posed, how)
+    watch = terminal.Watch(model.codec)
+    with Live(watch, console=console, refresh_per_second=10, transient=True):
+        return api.solve(model, posed, how, watch)
+
+
+def _evaluate(model: Model, posed: list[Problem], how: Inference, concurrency: int) -> list[Trace]:
+    from tqdm import tqdm
+
+    from apr import api
+
+    num_done = num_correct = 0
+    with tqdm(total=len(posed), desc="eval", disable=not sys.stderr.isatty()) as bar:
+
+        def count(trace: Trace) -> None:
+            nonlocal num_done, num_correct
+            num_done, num_correct = num_done + 1, num_correct + _solved(trace)
+            bar.set_postfix(accuracy=f"{num_correct / num_done:.1%}")
+            bar.update()
+
+        traces = api.evaluate(model, posed, how, concurrency, count)
+    if traces and all(t.error is not None for t in traces):
+        raise EngineError(f"every run failed: {traces[0].error}")
+    return traces
+
+
+def _solved(trace: Trace) -> bool:
+    return trace.grade is not None and trace.grade.correct
+
+
+def _row(file: Path, traces: list[Trace]) -> terminal.Row:
+    if not traces:
+        raise DataError(f"{file} holds no trace: name one that apr eval wrote")
+    meta = traces[0].meta
+    model = _name(Path(meta["model"])) if "model" in meta else file.stem
+    return terminal.Row(model, traces[0].method, meta.get("context"), summarize(traces))
+
+
+def _draw(console: Console, trace: Trace, drawn: Tree | None = None) -> None:
+    console.print(drawn or terminal.tree(trace))
+    answer = trace.answer
+    if answer is not None and (expression := spell(answer)) is not None:
+        answer = f"{expression} = {trace.problem['target']}" if _solved(trace) else expression
+    console.print(terminal.verdict(trace, answer))
+
+
+def _codec(trace: Trace, model: Path | None) -> Codec | None:
+    """The tokenizer that ``trace`` was written with, if it can be found."""
+    from apr.data.tokenizer import HFCodec
+
+    wanted = trace.meta.get("tokenizer")
+    if model is not None:
+        codec = HFCodec.load(model)
+        if wanted not in (None, codec.fingerprint):
+            raise CheckpointError(
+                f"the trace was not written with the tokenizer in {model}: name its own model"
+            )
+        return codec
+    for place in (Path(trace.meta.get("model", apr.DEMO)), apr.DEMO):
+        if (place / "tokenizer.json").is_file():
+            codec = HFCodec.load(place)
+            if codec.fingerprint == wanted:
+                return codec
+    return None
+
+
+def _make_data(recipe: Recipe, folder: Path, workers: int | None) -> None:
+    from apr import api
+
+    workers = workers or os.cpu_count() or 1
+    for split, made in api.make_data(recipe, folder, workers, sys.stderr.isatty()).items():
+        tally = made["tally"]
+        typer.echo(
+            f"{folder / split}: {tally['kept']:,} demonstrations of {tally['made']:,}, "
+            f"{made['solve_rate']:.1%} solved, {made['tokens_per_demonstration']:.0f} tokens each, "
+            f"{made['sequential_tokens_per_demonstration']:.0f} in sequence, "
+            f"{made['children_per_demonstration']:.1f} children, longest {tally['longest']}"
+        )

@@ -1,0 +1,69 @@
+"""From an index to a demonstration: draw a problem, search it, tell the search.
+
+Picklable and a function of the index alone, so that workers on any machine make the same shards.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+
+from apr.countdown import narrate, narrate_paper
+from apr.countdown.narrate import Telling, Text, check_telling
+from apr.countdown.problem import ProblemSpec, Split, problem
+from apr.countdown.solver import SearchConfig, search
+from apr.errors import ConfigError
+from apr.types import Demonstration
+
+
+class Condition(StrEnum):
+    """Which budget stands before the prompt (paper, section 4.1)."""
+
+    NONE = "none"
+    CHILDREN = "children"
+    """The number of child threads the demonstration has (for APR)."""
+    WINDOW = "window"
+    """The context bin that its longest sequence falls into (for SoS+)."""
+
+
+_NARRATE = {Text.COMPACT: narrate.narrate, Text.PAPER: narrate_paper.narrate}
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstrate:
+    """Demonstration ``index`` of an endless series.
+
+    Its tokens are counted in pieces: the tokens of the tokenizer made for its text, as long as that
+    has a token for every number met.
+    """
+
+    problems: ProblemSpec = field(default_factory=ProblemSpec)
+    solver: SearchConfig = field(default_factory=SearchConfig)
+    text: Text = Text.COMPACT
+    telling: Telling = Telling.THREADS
+    condition: Condition = Condition.NONE
+    bin: int = 512
+    """Width of a context bin in tokens (paper: 512)."""
+    seed: int = 0
+    split: Split = Split.TRAIN
+
+    def __post_init__(self) -> None:
+        check_telling(self.text, self.telling)
+        if self.bin < 1:
+            raise ConfigError(f"bin is the width of a context bin in tokens, not {self.bin}")
+
+    def __call__(self, index: int) -> Demonstration:
+        posed = problem(self.problems, self.seed, index, self.split)
+        found = search(posed, self.solver, random.Random(f"{self.seed}/{self.split}/{index}"))
+        tell = partial(_NARRATE[self.text], posed, found, self.telling)
+        if self.condition is Condition.CHILDREN:
+            return tell(children=tell().num_children)
+        if self.condition is Condition.WINDOW:
+            return tell(window=self._bin_of(tell(window=self.bin)))
+        return tell()
+
+    def _bin_of(self, told: Demonstration) -> int:
+        longest = max(sum(len(s.pieces) for s in sequence) for sequence in told.sequences)
+        return -(-longest // self.bin) * self.bin

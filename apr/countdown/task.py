@@ -1,0 +1,91 @@
+"""Countdown as a task: prompts and answers of each text, problem sets, and what reads each text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from apr.countdown import compact, paper
+from apr.countdown.compact import Compact, CompactPasta
+from apr.countdown.grade import grade
+from apr.countdown.narrate import Telling, Text, check_telling
+from apr.countdown.paper import Paper
+from apr.countdown.problem import Problem, ProblemSpec
+from apr.interfaces import Dialect
+from apr.types import Grade
+
+PROBLEMS: dict[str, ProblemSpec] = {
+    "mini": ProblemSpec(num_numbers=(3, 3), low=1, high=20, target_low=10, target_high=50),
+    "paper": ProblemSpec(),
+}
+"""Named problem sets: one to learn in minutes, and the paper's (section 4.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Countdown:
+    """Poses problems to a model that was trained on one text and telling."""
+
+    text: Text = Text.COMPACT
+    telling: Telling = Telling.THREADS
+    children: int | None = None
+    """Child threads to condition on, for a model trained so."""
+    window: int | None = None
+    """Context bin to condition on, in tokens, for a model trained so."""
+
+    def __post_init__(self) -> None:
+        check_telling(self.text, self.telling)
+
+    def prompt(self, problem: Problem) -> str:
+        if self.text == Text.COMPACT:
+            return "".join(compact.prompt(problem, self.children, self.window))
+        serial = self.telling == Telling.SERIAL
+        return "".join(paper.prompt(problem, serial, self.children, self.window))
+
+    def answer(self, message: str) -> str | None:
+        """The path that the root returned; None where it returned nothing."""
+        return message if message.strip() else None
+
+    def grade(self, problem: Problem, answer: str | None) -> Grade:
+        return grade(problem, answer)
+
+    def to_json(self, problem: Problem) -> dict[str, Any]:
+        return {"numbers": list(problem.numbers), "target": problem.target}
+
+
+class Vocabulary(NamedTuple):
+    """Ordinary tokens of a tokenizer made for a text."""
+
+    words: list[str]
+    pattern: str  # regular expression that cuts text into words
+
+
+def dialect_of(text: Text, telling: Telling) -> Dialect:
+    """What reads and resumes the threads of a model trained on ``text``, told so.
+
+    Raises:
+        ConfigError: the text cannot be told so.
+    """
+    check_telling(text, telling)
+    if text == Text.PAPER:
+        return Paper()
+    return CompactPasta() if telling == Telling.PASTA else Compact()
+
+
+def vocabulary(text: Text, largest: int) -> Vocabulary:
+    """Tokens for ``text``, one for each number up to ``largest``; others are spelled in digits."""
+    if text == Text.PAPER:
+        return Vocabulary(paper.words(largest), paper.PATTERN)
+    return Vocabulary(compact.words(largest), compact.PATTERN)
+
+
+def special_words(text: Text) -> tuple[str, ...]:
+    """Special tokens for ``text``: one for each operation, the end, and padding."""
+    return paper.SPECIALS if text == Text.PAPER else compact.SPECIALS
+
+
+def decisive_words(text: Text) -> dict[str, list[str]]:
+    """Classes of words that decide whether a problem is solved."""
+    if text == Text.PAPER:
+        verdicts = [" equal: Goal Reached", " unequal: No Solution"]
+        return {"verdicts": verdicts, "operations": [paper.CALL, "No solution found."]}
+    return {"verdicts": [compact.HIT, compact.MISS], "operations": ["<spawn>", "<join>"]}

@@ -1,0 +1,150 @@
+"""Attention over pages: new keys and values go to their pages, queries meet whole prefixes.
+
+Sequences of a step are grouped by how many queries and how many pages they have, both within a
+factor of two, and each group is padded to one dense call: padding at most doubles the work, and a
+step makes few calls however many sequences it has.
+
+Axis suffixes: ``_N`` token of the step, ``_B`` sequence of a group, ``_Q`` query of a sequence,
+``_P`` page of a sequence, ``_K`` key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apr.engine.scheduler import Chunk
+from apr.models.llama import LlamaConfig
+
+
+class PagedKV:
+    """Keys and values of every layer, in pages."""
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        num_pages: int,
+        page_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.page_size = page_size
+        width = config.num_key_value_heads * config.head_dim
+        shape = (config.num_hidden_layers, num_pages, page_size, width)
+        # Zeros, not whatever is there: a masked NaN is still a NaN.
+        self.k = _zeros(shape, device, dtype)
+        self.v = _zeros(shape, device, dtype)
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    # By way of numpy, whose zeros take up memory only as they are written to; torch's do at once.
+    raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)
+
+
+def page_bytes(config: LlamaConfig, page_size: int, dtype: torch.dtype) -> int:
+    """Memory that one page takes over all layers, keys and values."""
+    width = config.num_key_value_heads * config.head_dim
+    return 2 * config.num_hidden_layers * page_size * width * dtype.itemsize
+
+
+class PagedAttend:
+    """``apr.models.llama.Attend`` for one step of the engine."""
+
+    def __init__(self, kv: PagedKV, chunks: Sequence[Chunk]) -> None:
+        """
+        Args:
+            chunks: in the order of ``batch_order``, which is the order of the step's tokens.
+        """
+        self.kv = kv
+        size = kv.page_size
+        slots = [
+            c.sequence.pages[position // size] * size + position % size
+            for c in chunks
+            for position in range(c.start, c.end)
+        ]
+        self.slots_N = torch.tensor(slots, device=kv.k.device)
+        self.groups: list[_Group] = []
+        token = 0
+        for _, members in groupby(chunks, lambda c: _group_key(c, size)):
+            self.groups.append(_Group(kv, list(members), token))
+            token = self.groups[-1].end
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k_pages, v_pages = self.kv.k[layer], self.kv.v[layer]
+        k_pages.view(-1, k_pages.shape[-1])[self.slots_N] = k.flatten(1)
+        v_pages.view(-1, v_pages.shape[-1])[self.slots_N] = v.flatten(1)
+        outs = [group.attend(q, k_pages, v_pages) for group in self.groups]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def batch_order(chunks: Sequence[Chunk], page_size: int) -> list[Chunk]:
+    """``chunks`` with those of one group side by side."""
+    return sorted(chunks, key=lambda c: _group_key(c, page_size))
+
+
+def _group_key(chunk: Chunk, page_size: int) -> tuple[int, int]:
+    num_pages = -(-chunk.end // page_size)
+    return (chunk.end - chunk.start).bit_length(), num_pages.bit_length()
+
+
+class _Group:
+    """Sequences padded to one dense call."""
+
+    def __init__(self, kv: PagedKV, chunks: Sequence[Chunk], start: int) -> None:
+        size, device = kv.page_size, kv.k.device
+        lengths = [c.end - c.start for c in chunks]
+        self.start, self.end = start, start + sum(lengths)
+        self.num_sequences, self.num_queries = len(chunks), max(lengths)
+        num_pages = -(-max(c.end for c in chunks) // size)
+        table = [
+            c.sequence.pages[:num_pages] + [0] * (num_pages - len(c.sequence.pages)) for c in chunks
+        ]
+        self.pages_BP = torch.tensor(table, device=device).flatten()
+        first_B = torch.tensor([c.start for c in chunks], device=device)
+        query_BQ = first_B[:, None] + torch.arange(self.num_queries, device=device)
+        hidden = torch.arange(num_pages * size, device=device) > query_BQ[..., None]
+        mask = torch.zeros(hidden.shape, device=device, dtype=kv.k.dtype)
+        self.mask_BQK = mask.masked_fill_(hidden, float("-inf"))
+        # Where each token stands in the padded (B, Q); None where nothing is padded.
+        self.places: Tensor | None = None
+        if min(lengths) < self.num_queries:
+            places = [b * self.num_queries + i for b, n in enumerate(lengths) for i in range(n)]
+            self.places = torch.tensor(places, device=device)
+
+    def attend(self, q: Tensor, k_pages: Tensor, v_pages: Tensor) -> Tensor:
+        """Queries of the whole step (N, H, d) -> outputs of this group (tokens, H, d)."""
+        _, num_heads, d = q.shape
+        q = self._pad(q[self.start : self.end]).view(self.num_sequences, -1, num_heads, d)
+        k = self._gather(k_pages, d)
+        v = self._gather(v_pages, d)
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k,
+            v,
+            attn_mask=self.mask_BQK[:, None],
+            enable_gqa=k.shape[1] != num_heads,
+        )
+        out = out.transpose(1, 2).reshape(-1, num_heads, d)
+        return out if self.places is None else out[self.places]
+
+    def _pad(self, q: Tensor) -> Tensor:
+        if self.places is None:
+            return q
+        padded = q.new_zeros(self.num_sequences * self.num_queries, *q.shape[1:])
+        padded[self.places] = q
+        return padded
+
+    def _gather(self, pages: Tensor, d: int) -> Tensor:
+        """Pages of all layers' keys or values -> (B, KV, K, d)."""
+        _, size, width = pages.shape
+        rows = pages.view(-1, size * width).index_select(0, self.pages_BP)
+        return rows.view(self.num_sequences, -1, width // d, d).transpose(1, 2)

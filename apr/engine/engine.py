@@ -1,0 +1,191 @@
+"""The engine itself: requests in, completions out, one step of the network after another.
+
+A step runs to its end on the event loop's own thread, and between two steps the loop runs everybody
+else. So a cancelled request is gone before the next step, and nothing here needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass
+
+import torch
+
+from apr.engine.attention import PagedAttend, PagedKV, batch_order, page_bytes
+from apr.engine.pages import PagePool
+from apr.engine.sampler import draw
+from apr.engine.scheduler import Chunk, Scheduler
+from apr.engine.sequence import Sequence
+from apr.errors import ConfigError, ContextError, EngineError
+from apr.interfaces import Codec
+from apr.models.llama import Llama, LlamaConfig
+from apr.types import Completion, Sampling
+
+_CACHED_BATCHES = 4
+"""Full batches of whole contexts that the page pool holds at most; all but one serve the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Settings of the embedded engine."""
+
+    max_batch: int = 256
+    """Most sequences in one step."""
+    max_batch_tokens: int = 2048
+    """Most tokens in one step; longer prompts go through in chunks."""
+    kv_gib: float = 1.0
+    """Most memory for keys and values, in GiB; taken up as it is used."""
+    page_size: int = 16
+    """Tokens of one page."""
+    prefix_cache: bool = True
+    """Keep pages of finished sequences for those that begin alike."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_batch, self.max_batch_tokens, self.page_size) < 1 or self.kv_gib <= 0:
+            raise ConfigError(
+                "max_batch, max_batch_tokens, page_size and kv_gib of the engine must be positive"
+            )
+
+
+class EmbeddedEngine:
+    """Implements ``apr.interfaces.Engine`` over a network in this process.
+
+    The weights are the caller's: training them in place changes what is sampled next. Call
+    ``weights_changed`` then, so that no key of the old weights is met again.
+    """
+
+    def __init__(
+        self, model: Llama, config: EngineConfig | None = None, codec: Codec | None = None
+    ) -> None:
+        """
+        Args:
+            codec: needed for stop strings only.
+
+        Raises:
+            ConfigError: the memory for keys and values does not hold one page.
+        """
+        self.model = model
+        self.config = config = config or EngineConfig()
+        self.codec = codec
+        weight = model.embed_tokens.weight
+        num_pages = _num_pages(model.config, config, weight.dtype)
+        self.kv = PagedKV(model.config, num_pages, config.page_size, weight.device, weight.dtype)
+        self.scheduler = Scheduler(
+            PagePool(num_pages),
+            config.page_size,
+            config.max_batch,
+            config.max_batch_tokens,
+            config.prefix_cache,
+        )
+        self.context = min(model.config.max_position_embeddings, num_pages * config.page_size)
+        self._worker: asyncio.Task[None] | None = None
+
+    async def generate(
+        self,
+        prompt_ids: Ids[int],
+        sampling: Sampling,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Completion:
+        """As ``apr.interfaces.Engine.generate``."""
+        self._check(prompt_ids, sampling)
+        sequence = Sequence(
+            ids=list(prompt_ids),
+            num_prompt=len(prompt_ids),
+            sampling=sampling,
+            future=asyncio.get_running_loop().create_future(),
+            on_token=on_token,
+            rng=random.Random(sampling.seed),
+        )
+        self.scheduler.add(sequence)
+        self._wake()
+        try:
+            return await sequence.future
+        finally:
+            self.scheduler.remove(sequence)
+
+    def weights_changed(self) -> None:
+        """Forget every cached prefix; between requests only."""
+        self.scheduler.cache.clear()
+
+    def _check(self, prompt_ids: Ids[int], sampling: Sampling) -> None:
+        if sampling.stop_strings and self.codec is None:
+            raise ConfigError("stop strings need a codec: give the engine one, or use stop ids")
+        if not prompt_ids:
+            raise ContextError("the prompt is empty: give at least one token")
+        vocabulary = self.model.config.vocab_size
+        if not 0 <= min(prompt_ids) <= max(prompt_ids) < vocabulary:
+            raise ContextError(
+                f"the prompt has ids outside of the model's vocabulary of {vocabulary}: "
+                "use the tokenizer the model was trained with"
+            )
+        if sampling.max_tokens < 1 or len(prompt_ids) + sampling.max_tokens > self.context:
+            raise ContextError(
+                f"{len(prompt_ids)} tokens of prompt and {sampling.max_tokens} to sample do not "
+                f"fit a context of {self.context}"
+            )
+
+    def _wake(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._worker is None or self._worker.done() or self._worker.get_loop() is not loop:
+            self._worker = loop.create_task(self._work())
+
+    async def _work(self) -> None:
+        """Step while anybody waits."""
+        try:
+            while chunks := self.scheduler.schedule():
+                self.step(chunks)
+                await asyncio.sleep(0)
+        except Exception as e:
+            error = EngineError(f"the embedded engine failed: {type(e).__name__}: {e}")
+            for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
+                if not sequence.future.done():
+                    sequence.future.set_exception(error)
+                self.scheduler.remove(sequence)
+
+    @torch.inference_mode()
+    def step(self, chunks: list[Chunk]) -> None:
+        """Run ``chunks`` through the network and sample where that completes a prompt."""
+        chunks = batch_order(chunks, self.config.page_size)
+        device = self.kv.k.device
+        ids = [i for c in chunks for i in c.sequence.ids[c.start : c.end]]
+        positions = [p for c in chunks for p in range(c.start, c.end)]
+        hidden = self.model(
+            torch.tensor(ids, device=device),
+            torch.tensor(positions, device=device),
+            PagedAttend(self.kv, chunks),
+        )
+        for chunk in chunks:
+            self.scheduler.commit(chunk)
+        self._sample(chunks, hidden)
+
+    def _sample(self, chunks: list[Chunk], hidden: torch.Tensor) -> None:
+        last, ends = [], -1
+        for chunk in chunks:
+            ends += chunk.end - chunk.start
+            if chunk.samples:
+                last.append(ends)
+        sequences = [c.sequence for c in chunks if c.samples]
+        if not sequences:
+            return
+        logits = self.model.logits(hidden[torch.tensor(last, device=hidden.device)])
+        drawn = draw(logits, [s.sampling for s in sequences], [s.rng.random() for s in sequences])
+        decode = self.codec.decode if self.codec else None
+        for sequence, id, logprob in zip(sequences, *drawn, strict=True):
+            sequence.append(id, logprob, decode)
+            if sequence.future.done():
+                self.scheduler.remove(sequence)
+
+
+def _num_pages(model: LlamaConfig, config: EngineConfig, dtype: torch.dtype) -> int:
+    """Pages that the memory allows, but no more than can ever be of use."""
+    each = page_bytes(model, config.page_size, dtype)
+    affordable = int(config.kv_gib * 2**30) // each
+    if affordable < 1:
+        raise ConfigError(
+            f"kv_gib = {config.kv_gib} does not hold one page of {each} bytes: raise it"
+        )
+    whole_context = -(-model.max_position_embeddings // config.page_size)
+    return min(affordable, _CACHED_BATCHES * config.max_batch * whole_context)

@@ -1,0 +1,136 @@
+"""The prefix cache: a radix tree over pages of token ids (after RadixAttention, 2312.07104).
+
+Siblings that share a prompt share its pages, and a parent that resumes finds its own prefix again.
+An edge is one full page of ids, so that nodes never need splitting; a prefix is found up to its
+last full page. What no sequence uses stays until room is needed, then the leaf that has been idle
+longest goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from apr.engine.pages import PagePool
+
+Key = tuple[int, ...]
+
+
+class Node:
+    """One page of a cached prefix."""
+
+    __slots__ = ("children", "key", "page", "parent")
+
+    def __init__(self, key: Key, page: int, parent: Node | None) -> None:
+        self.key = key
+        self.page = page
+        self.parent = parent
+        self.children: dict[Key, Node] = {}
+
+
+class RadixCache:
+    """Maps prefixes of token ids to the pages that hold their keys and values."""
+
+    def __init__(self, pool: PagePool, page_size: int) -> None:
+        self.pool = pool
+        self.page_size = page_size
+        self.root = Node((), -1, None)
+        # Leaves, the one idle longest first; a dict keeps the order of insertion.
+        self._leaves: dict[Node, None] = {}
+        self.num_nodes = 0
+
+    def match(self, ids: Sequence[int]) -> list[int]:
+        """Pages of the longest cached prefix of ``ids``; the caller becomes a holder of each."""
+        pages = []
+        node = self.root
+        for key in self._keys(ids):
+            child = node.children.get(key)
+            if child is None:
+                break
+            node = child
+            pages.append(node.page)
+        self._touch(node)
+        self.pool.hold(pages)
+        return pages
+
+    def insert(self, ids: Sequence[int], pages: Sequence[int]) -> None:
+        """Keep the full pages of ``ids``, computed in ``pages``; the cache becomes a holder.
+
+        Where a prefix is cached already, the page cached first stays and the other is not kept.
+        """
+        node = self.root
+        for key, page in zip(self._keys(ids), pages, strict=False):
+            child = node.children.get(key)
+            if child is None:
+                child = Node(key, page, node)
+                node.children[key] = child
+                self._leaves.pop(node, None)
+                self._leaves[child] = None
+                self.pool.hold([page])
+                self.num_nodes += 1
+            node = child
+        self._touch(node)
+
+    def evict(self, count: int) -> int:
+        """Give up to ``count`` pages that no sequence holds back to the pool; returns how many."""
+        evicted = 0
+        while evicted < count:
+            leaf = next((n for n in self._leaves if self.pool.holders[n.page] == 1), None)
+            if leaf is None:
+                break
+            while evicted < count and not leaf.children and self._is_idle(leaf):
+                leaf = self._drop(leaf)
+                evicted += 1
+        return evicted
+
+    def clear(self) -> None:
+        """Forget everything: the weights have changed. Sequences keep the pages they hold."""
+        for node in self.nodes():
+            self.pool.release([node.page])
+        self.root.children.clear()
+        self._leaves.clear()
+        self.num_nodes = 0
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node below the root."""
+        stack = list(self.root.children.values())
+        while stack:
+            node = stack.pop()
+            stack.extend(node.children.values())
+            yield node
+
+    def check(self) -> None:
+        """Assert that links, leaves and counts agree with each other."""
+        nodes = list(self.nodes())
+        assert len(nodes) == self.num_nodes
+        assert len({n.page for n in nodes}) == len(nodes), "a page is cached twice"
+        assert {n for n in nodes if not n.children} == set(self._leaves)
+        for node in nodes:
+            assert len(node.key) == self.page_size
+            assert node.parent is not None
+            assert node.parent.children[node.key] is node
+            assert self.pool.holders[node.page] >= 1
+
+    def _keys(self, ids: Sequence[int]) -> Iterator[Key]:
+        size = self.page_size
+        for start in range(0, len(ids) - size + 1, size):
+            yield tuple(ids[start : start + size])
+
+    def _touch(self, node: Node) -> None:
+        if node in self._leaves:
+            del self._leaves[node]
+            self._leaves[node] = None
+
+    def _is_idle(self, node: Node) -> bool:
+        return node is not self.root and self.pool.holders[node.page] == 1
+
+    def _drop(self, leaf: Node) -> Node:
+        """Remove ``leaf``; returns its parent, which may have become a leaf."""
+        parent = leaf.parent
+        assert parent is not None
+        del parent.children[leaf.key]
+        del self._leaves[leaf]
+        self.pool.release([leaf.page])
+        self.num_nodes -= 1
+        if parent is not self.root and not parent.children:
+            self._leaves[parent] = None
+        return parent

@@ -1,0 +1,71 @@
+"""One request while the engine works on it."""
+
+from __future__ import annotations
+
+import random
+from asyncio import Future
+from collections.abc import Callable
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass, field
+
+from apr.types import Completion, FinishReason, Sampling
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """Ids so far, where their keys and values are, and who waits for the rest."""
+
+    ids: list[int]
+    """The prompt, then what was sampled."""
+    num_prompt: int
+    sampling: Sampling
+    future: Future[Completion]
+    on_token: Callable[[int], None] | None
+    rng: random.Random
+    """Drawn from once per sampled id, so that its stream depends on the seed alone."""
+    logprobs: list[float] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    """Ids, from the first on, whose keys and values are in ``pages``."""
+
+    @property
+    def num_pending(self) -> int:
+        """Ids still to go through the network before the next one can be sampled."""
+        return len(self.ids) - self.num_computed
+
+    @property
+    def sampled(self) -> list[int]:
+        return self.ids[self.num_prompt :]
+
+    @property
+    def num_sampled(self) -> int:
+        return len(self.ids) - self.num_prompt
+
+    def append(self, id: int, logprob: float, decode: Callable[[Ids[int]], str] | None) -> None:
+        """Take a sampled id; resolves ``future`` if it was the last."""
+        self.ids.append(id)
+        self.logprobs.append(logprob)
+        try:
+            if self.on_token is not None:
+                self.on_token(id)
+            reason = self._finish_reason(id, decode)
+        except Exception as e:  # The listener's fault: its own request fails, nobody else's.
+            self.future.set_exception(e)
+            return
+        if reason is not None:
+            self.future.set_result(Completion(tuple(self.sampled), tuple(self.logprobs), reason))
+
+    def _finish_reason(
+        self, id: int, decode: Callable[[Ids[int]], str] | None
+    ) -> FinishReason | None:
+        sampling = self.sampling
+        if id in sampling.stop_ids or (sampling.stop_strings and self._spells_stop(decode)):
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self.num_sampled == sampling.max_tokens else None
+
+    def _spells_stop(self, decode: Callable[[Ids[int]], str] | None) -> bool:
+        assert decode is not None, "generate refuses stop strings without a codec"
+        # A token spells a byte at least, so a stop string never reaches further back than this.
+        reach = max(len(s.encode()) for s in self.sampling.stop_strings)
+        tail = decode(self.ids[max(self.num_prompt, len(self.ids) - reach) :])
+        return any(s in tail for s in self.sampling.stop_strings)

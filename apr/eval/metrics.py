@@ -1,0 +1,66 @@
+"""What a set of traces amounts to. Every figure is read off the traces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from apr.trace import Trace
+
+Z_95 = 1.959963984540054
+"""Quantile of the normal distribution that leaves 2.5 % above it."""
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+class Summary(NamedTuple):
+    """Means are over the traces that have a grade."""
+
+    num_problems: int
+    num_failed: int  # runs that the world cut short; they have no grade and count for nothing
+    num_correct: int
+    accuracy: float
+    interval: Interval  # 95 %, Wilson
+    total_tokens: float
+    sequential_tokens: float
+    longest_context: float
+    num_children: float
+    peak_width: float
+    seconds: float  # wall clock of one problem while others ran beside it
+
+
+def summarize(traces: Sequence[Trace]) -> Summary:
+    """The figures of one method on one set of problems."""
+    graded = [t for t in traces if t.grade is not None]
+    correct = sum(t.grade.correct for t in graded if t.grade is not None)
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values) if values else math.nan
+
+    return Summary(
+        num_problems=len(traces),
+        num_failed=len(traces) - len(graded),
+        num_correct=correct,
+        accuracy=correct / len(graded) if graded else math.nan,
+        interval=wilson(correct, len(graded)),
+        total_tokens=mean([t.total_tokens for t in graded]),
+        sequential_tokens=mean([t.sequential_tokens for t in graded]),
+        longest_context=mean([t.longest_context for t in graded]),
+        num_children=mean([t.num_children for t in graded]),
+        peak_width=mean([t.peak_width for t in graded]),
+        seconds=mean([t.wall_clock for t in graded]),
+    )
+
+
+def wilson(successes: int, trials: int, z: float = Z_95) -> Interval:
+    """Wilson's score interval for a proportion (Wilson, 1927); all of [0, 1] without trials."""
+    if not trials:
+        return Interval(0.0, 1.0)
+    p, zz = successes / trials, z * z / trials
+    centre = (p + zz / 2) / (1 + zz)
+    half = z / (1 + zz) * math.sqrt(p * (1 - p) / trials + zz / (4 * trials))
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))

@@ -1,0 +1,90 @@
+"""Files and folders that appear whole or not at all, and one error for what the disk refuses.
+
+Everything is written to the side and moved into place, so that a process killed at any moment
+leaves either what was there before or what was to be there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from apr.errors import StorageError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Write ``path`` in the body.
+
+    Raises:
+        StorageError: the disk is full, or the path may not be written.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise StorageError(
+            f"cannot write {path} ({e.strerror or e}): make room there or name another place"
+        ) from e
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file to write in the body, which then becomes ``path``; if the body fails, it is gone.
+
+    Raises:
+        StorageError: the disk is full, or the path may not be written.
+    """
+    tmp = path.with_name(path.name + ".tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield tmp
+            tmp.replace(path)
+        finally:
+            tmp.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_directory(directory: Path) -> Iterator[Path]:
+    """A folder to fill in the body, which then becomes ``directory``, in place of any before it.
+
+    Raises:
+        StorageError: the disk is full, or the path may not be written.
+    """
+    tmp = directory.with_name(directory.name + ".tmp")
+    with writing(directory):
+        shutil.rmtree(tmp, ignore_errors=True)
+        tmp.mkdir(parents=True)
+        try:
+            yield tmp
+            _replace_directory(tmp, directory)
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
+
+
+def finish_replacement(directory: Path) -> None:
+    """A kill between the two moves of a replacement leaves only the old folder: move it back."""
+    old = _old(directory)
+    if old.exists() and not directory.exists():
+        old.rename(directory)
+
+
+def _replace_directory(tmp: Path, directory: Path) -> None:
+    # Two moves, since no system moves a folder onto a full one.
+    old = _old(directory)
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        os.replace(directory, old)
+    try:
+        os.replace(tmp, directory)
+    except OSError:
+        finish_replacement(directory)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".old")

@@ -1,0 +1,87 @@
+"""Flags that several verbs share, and what they say of how to run a model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from apr import config
+
+if TYPE_CHECKING:
+    from apr.api import Inference
+
+output = partial(typer.Option, rich_help_panel="Output")
+_sampling = partial(typer.Option, rich_help_panel="Sampling")
+_limit = partial(typer.Option, rich_help_panel="Limits")
+
+_METHOD = "apr: threads as the model spawns them; serial: one thread that may not spawn."
+_WINDOW = "Context window to condition on, for models trained so."
+_CHILDREN = "Child threads to condition on, for models trained so."
+_FIRST = "The first child to succeed cancels its siblings."
+
+Json = Annotated[bool, output("--json", help="Print one JSON object, and nothing else.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: --set sft.steps=100."),
+]
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """How to run a model, as flags."""
+
+    method: Annotated[str, typer.Option(metavar="apr|serial", help=_METHOD)] = "apr"
+    temperature: Annotated[float, _sampling(help="0 is greedy.")] = 0.0
+    top_p: Annotated[float, _sampling(help="Nucleus mass to sample from; 1 is all.")] = 1.0
+    top_k: Annotated[int, _sampling(help="Likeliest tokens to sample from; 0 is all.")] = 0
+    seed: Annotated[int | None, _sampling(help="Same seed, same traces.")] = None
+    children: Annotated[int | None, _sampling(help=_CHILDREN)] = None
+    window: Annotated[int | None, _sampling(help=_WINDOW)] = None
+    context: Annotated[int | None, _limit(help="Tokens of a call, its prompt included.")] = None
+    depth: Annotated[int | None, _limit(help="Levels of threads below the root.")] = None
+    max_children: Annotated[int | None, _limit(help="Children of one spawn.")] = None
+    threads: Annotated[int | None, _limit(help="Threads of one problem.")] = None
+    tokens: Annotated[int | None, _limit(help="Sampled tokens of one problem.")] = None
+    seconds: Annotated[float | None, _limit(help="Wall clock of one problem.")] = None
+    first_success: Annotated[bool, _limit("--first-success", help=_FIRST)] = False
+    fork: Annotated[bool, _limit("--fork", help="Children see all their parent wrote.")] = False
+
+    def inference(self) -> Inference:
+        """Raises ConfigError for a value that cannot be."""
+        from apr.api import Inference
+
+        raw = asdict(self)
+        limits = {name: raw.pop(name) for name in ("context", "depth", "threads", "seconds")}
+        limits |= {"children": raw.pop("max_children"), "total_tokens": raw.pop("tokens")}
+        raw["limits"] = {name: value for name, value in limits.items() if value is not None}
+        raw["child_context"] = "fork" if raw.pop("fork") else "fresh"
+        return config.build(Inference, raw)
+
+
+def run_flags(verb: Callable[..., None]) -> Callable[..., None]:
+    """Let ``verb`` take the fields of its parameter ``how``, a ``RunFlags``, one by one."""
+    flags = get_type_hints(RunFlags, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(verb, eval_str=True).parameters.values():
+        if parameter.name != "how":
+            parameters.append(parameter)
+            continue
+        parameters += [
+            parameter.replace(name=f.name, annotation=flags[f.name], default=f.default)
+            for f in fields(RunFlags)
+        ]
+
+    @wraps(verb)
+    def run(**given: Any) -> None:
+        verb(how=RunFlags(**{name: given.pop(name) for name in flags}), **given)
+
+    # Typer reads what a verb takes off its signature.
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run

@@ -1,0 +1,284 @@
+"""Trees of threads in a terminal: while they run, and as they were. Knows no engine and no task.
+
+A thread is one line: how it stands, its message, the tokens it sampled, and what it is writing or
+what came of it::
+
+    ⋯ 24 : 9 5 3        9  <thread> 24 : 9 , 5 * 3</thread></spawn>
+    ├── ✓ 24 : 9 , 5 + 3   31  5 + 3 = 8 , 9 * 8 = 72
+    ├── · 24 : 9 , 5 - 3   24  nothing
+    └── ⠹ 24 : 9 , 5 * 3   17  = 15 : 15 9 15 + 9 = 24
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from apr.eval.metrics import Summary
+from apr.interfaces import Codec
+from apr.runtime import Observer, Path
+from apr.trace import End, Thread, Trace, num_sampled
+
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+_FRAMES_PER_SECOND = 10
+_MARKS = {
+    End.JOINED: "·",
+    End.MALFORMED: "✗",
+    End.EXHAUSTED: "✗",
+    End.CANCELLED: "-",
+    End.FAILED: "!",
+}
+_STYLES = {
+    End.JOINED: "dim",
+    End.MALFORMED: "yellow",
+    End.EXHAUSTED: "yellow",
+    End.CANCELLED: "dim",
+    End.FAILED: "red",
+}
+
+
+@dataclass
+class _Branch:
+    """A thread, as far as it is drawn."""
+
+    message: str
+    ids: list[int] = field(default_factory=list)
+    num_tokens: int = 0
+    children: list[_Branch] = field(default_factory=list)
+    end: End | None = None
+    """None while it runs."""
+    join: str = ""
+    success: bool = False
+    note: str = ""
+
+    @property
+    def waits(self) -> bool:
+        return any(child.end is None for child in self.children)
+
+
+class Watch(Observer):
+    """A run while it happens: hear it with this, and give this to ``rich.live.Live``.
+
+    Where the tree is taller than the screen, threads that ended without success are folded.
+
+    Rich draws from a thread of its own. It only ever reads lists that only ever grow, so nothing
+    here needs a lock.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.branches: dict[Path, _Branch] = {}
+
+    def on_thread(self, path: Path, message: str) -> None:
+        branch = self.branches[path] = _Branch(message)
+        if path:
+            self.branches[path[:-1]].children.append(branch)
+
+    def on_token(self, path: Path, id: int) -> None:
+        branch = self.branches[path]
+        branch.ids.append(id)
+        branch.num_tokens += 1
+
+    def on_end(self, path: Path, end: End, message: str) -> None:
+        branch = self.branches[path]
+        branch.join, branch.success = message, bool(message.strip())
+        branch.end = end
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        root = self.branches.get(())
+        if root is not None:
+            yield _grow(root, self.codec, fold=len(self.branches) > console.height)
+
+
+def tree(trace: Trace) -> Tree:
+    """A trace, one line for each thread."""
+    return _grow(_branch(trace, trace.root), None)
+
+
+def story(trace: Trace, codec: Codec) -> Tree:
+    """A trace with all that its threads wrote, and children where they were spawned."""
+    root = _node(None, _branch(trace, trace.root), codec)
+    _tell(root, trace, trace.root, codec)
+    return root
+
+
+def _branch(trace: Trace, thread: Thread) -> _Branch:
+    return _Branch(
+        message=thread.message,
+        num_tokens=num_sampled(thread),
+        children=[_branch(trace, trace.threads[c]) for spawn in thread.spawns for c in spawn],
+        end=thread.end,
+        join=thread.join,
+        success=thread.success,
+        note=thread.notes[-1] if thread.notes else "",
+    )
+
+
+def _grow(branch: _Branch, codec: Codec | None, fold: bool = False) -> Tree:
+    """``branch`` and all below it; with ``fold``, of what has ended only what succeeded."""
+    root = _node(None, branch, codec)
+    _grow_children(root, branch, codec, fold)
+    return root
+
+
+def _grow_children(node: Tree, branch: _Branch, codec: Codec | None, fold: bool) -> None:
+    if fold and branch.end is not None:
+        return
+    children = list(branch.children)
+    width = _widest(child.message for child in children)
+    shown = [c for c in children if c.end is None or c.success] if fold else children
+    for child in shown:
+        _grow_children(_node(node, child, codec, width), child, codec, fold)
+    if len(shown) < len(children):
+        node.add(Text(f"{len(children) - len(shown)} more ended", "dim"))
+
+
+def _node(above: Tree | None, branch: _Branch, codec: Codec | None, width: int = 0) -> Tree:
+    """The line of ``branch``, under ``above``; ``width`` as in ``_Line``."""
+    line = _Line(branch, codec, width or _widest([branch.message]))
+    return Tree(line, guide_style="dim") if above is None else above.add(line)
+
+
+def _tell(node: Tree, trace: Trace, thread: Thread, codec: Codec) -> None:
+    for i, call in enumerate(thread.calls):
+        node.add(Text(codec.decode(call.ids).strip(), "dim"))
+        children = [trace.threads[c] for c in thread.spawns[i]] if i < len(thread.spawns) else []
+        width = _widest(child.message for child in children)
+        for child in children:
+            _tell(_node(node, _branch(trace, child), codec, width), trace, child, codec)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One thread on one line, cut to the width there is."""
+
+    branch: _Branch
+    codec: Codec | None
+    width: int
+    """Of the messages of this thread and its siblings, so that what follows them lines up."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        branch = self.branch
+        style = self._style()
+        message = Text(_bare(branch.message))
+        message.truncate(min(self.width, options.max_width // 2), overflow="ellipsis", pad=True)
+        line = Text.assemble(
+            (self._mark(console.get_time()), style),
+            " ",
+            message,
+            (f" {branch.num_tokens:4}  ", "dim"),
+        )
+        room = max(0, options.max_width - line.cell_len)
+        if branch.end is None:
+            line.append(self._tail(room), "dim" if branch.waits else "")
+        else:
+            outcome = Text(self._outcome(), style)
+            outcome.truncate(room, overflow="ellipsis")
+            line.append_text(outcome)
+        line.no_wrap, line.overflow = True, "crop"
+        yield line
+
+    def _mark(self, seconds: float) -> str:
+        if self.branch.end is not None:
+            return "✓" if self.branch.success else _MARKS[self.branch.end]
+        if self.branch.waits:
+            return "⋯"
+        return _SPINNER[int(seconds * _FRAMES_PER_SECOND) % len(_SPINNER)]
+
+    def _style(self) -> str:
+        if self.branch.end is None:
+            return "dim" if self.branch.waits else "cyan"
+        return "green" if self.branch.success else _STYLES[self.branch.end]
+
+    def _outcome(self) -> str:
+        if self.branch.end is End.JOINED:
+            return _flat(self.branch.join) or "nothing"
+        return ": ".join(filter(None, [str(self.branch.end), self.branch.note]))
+
+    def _tail(self, room: int) -> str:
+        """The end of what is being written, in ``room`` columns."""
+        if self.codec is None or not room:
+            return ""
+        # A token is a column at least, so none further back can be in sight.
+        tail = _flat(self.codec.decode(self.branch.ids[-room:]))[-room:]
+        while cell_len(tail) > room:
+            tail = tail[1:]
+        return tail
+
+
+def _widest(messages: Iterable[str]) -> int:
+    return max((cell_len(_bare(m)) for m in messages), default=0)
+
+
+def _bare(message: str) -> str:
+    """``message`` on one line; a root's is its whole prompt, which marks it as a thread."""
+    return _flat(message.replace("<thread>", " ").replace("</thread>", " "))
+
+
+def _flat(text: str) -> str:
+    """``text`` on one line."""
+    return " ".join(text.split())
+
+
+def verdict(trace: Trace, answer: str | None) -> Text:
+    """What a run came to and what it cost; ``answer`` as it is to be shown."""
+    if trace.error is not None:
+        outcome = Text(f"! {trace.error}", "bold red")
+    elif trace.grade is None:
+        outcome = Text(f"  {answer or 'no answer'}, not graded")
+    elif trace.grade.correct:
+        outcome = Text(f"✓ {_flat(answer or '')}", "bold green")
+    else:
+        claim = f"{_flat(answer)}: " if answer else ""
+        outcome = Text(f"✗ {claim}{trace.grade.reason}", "bold yellow")
+    num_threads = len(trace.threads)
+    cost = (
+        f"{trace.total_tokens:,} tokens, {trace.sequential_tokens:,} in sequence; "
+        f"{num_threads} thread{'s' if num_threads > 1 else ''}; "
+        f"longest context {trace.longest_context}; {trace.wall_clock:.2f} s"
+    )
+    return Text.assemble(outcome, "\n", (f"  {cost}", "dim"))
+
+
+class Row(NamedTuple):
+    """One method on one set of problems."""
+
+    model: str
+    method: str
+    context: int | None  # None where the traces do not say
+    summary: Summary
+
+    def to_json(self) -> dict[str, Any]:
+        head = {"model": self.model, "method": self.method, "context": self.context}
+        return {**head, **self.summary._asdict()}
+
+
+def scores(rows: Sequence[Row]) -> Table:
+    """Rows side by side. All but accuracy are means over the problems; ``context`` is how much of
+    it the longest call of a problem took up.
+    """
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("model", overflow="fold")
+    table.add_column("method", no_wrap=True)
+    for name in ("n", "accuracy, 95 %", "tokens", "sequential", "children", "context"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for model, method, context, s in rows:
+        table.add_row(
+            model,
+            method,
+            f"{s.num_problems}, {s.num_failed} failed" if s.num_failed else f"{s.num_problems}",
+            f"{s.accuracy:.1%} {100 * s.interval.low:.1f}-{100 * s.interval.high:.1f}",
+            f"{s.total_tokens:.1f}",
+            f"{s.sequential_tokens:.1f}",
+            f"{s.num_children:.1f}",
+            f"{s.longest_context:.0f}/{context or '?'}",
+        )
+    return table

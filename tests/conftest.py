@@ -1,0 +1,36 @@
+"""Fixtures of more than one test module."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+from hypothesis import settings
+
+# Tests use tensors so small that threads only get in each other's way; processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
+DiskLimit = Callable[[int], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def disk_limit() -> DiskLimit:
+    """``with disk_limit(n)``: a file may not grow beyond n bytes, whatever library writes it."""
+
+    @contextmanager
+    def limit(num_bytes: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import pytest
+
+from apr import config
+from apr.countdown.demonstrate import Condition, Demonstrate
+from apr.countdown.narrate import Telling, Text
+from apr.countdown.problem import ProblemSpec, Split, problem
+from apr.countdown.solver import SearchConfig
+from apr.errors import ConfigError
+from apr.types import Demonstration
+
+SPEC = ProblemSpec(high=30)
+SOLVER = SearchConfig((1, 10), (1, 15), promising=0.9, spawn_depth=1)
+BASE = Demonstrate(SPEC, SOLVER)
+
+
+def prompt(told: Demonstration, sequence: int = 0) -> str:
+    return "".join(told.sequences[sequence][0].pieces)
+
+
+@pytest.mark.parametrize("text", Text)
+def test_a_demonstration_depends_on_its_index_alone(text: Text) -> None:
+    demonstrate = replace(BASE, text=text)
+    forward = [demonstrate(i) for i in range(10)]
+    assert [demonstrate(i) for i in reversed(range(10))] == forward[::-1]
+    assert pickle.loads(pickle.dumps(demonstrate))(3) == forward[3]
+    assert [replace(demonstrate, seed=1)(i) for i in range(10)] != forward
+
+
+def test_it_tells_the_problem_of_its_index_and_split() -> None:
+    for split in Split:
+        posed = problem(SPEC, 0, 4, split)
+        numbers = " ".join(map(str, sorted(posed.numbers, reverse=True)))
+        told = replace(BASE, split=split)(4)
+        assert prompt(told) == f"<thread> {posed.target} : {numbers}</thread>"
+
+
+def test_texts_tell_the_same_search() -> None:
+    for index in range(10):
+        compact, paper = BASE(index), replace(BASE, text=Text.PAPER)(index)
+        assert (compact.solved, compact.num_children) == (paper.solved, paper.num_children)
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [(Text.COMPACT, "<children> {}<thread>"), (Text.PAPER, "Sub Call Budget: {} ")],
+)
+def test_conditioned_on_children(text: Text, mark: str) -> None:
+    conditioned = replace(BASE, text=text, condition=Condition.CHILDREN)
+    for index in range(10):
+        told = conditioned(index)
+        assert prompt(told).startswith(mark.format(told.num_children))
+        assert told[1:] == replace(BASE, text=text)(index)[1:]
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"), [(Text.COMPACT, "<window> {}<thread>"), (Text.PAPER, "Token Budget: {} ")]
+)
+@pytest.mark.parametrize("telling", [Telling.SERIAL, Telling.THREADS])
+def test_conditioned_on_the_window_that_holds_the_longest_sequence(
+    text: Text, mark: str, telling: Telling
+) -> None:
+    conditioned = Demonstrate(SPEC, SOLVER, text, telling, Condition.WINDOW, bin=64)
+    for index in range(10):
+        told = conditioned(index)
+        longest = max(sum(len(s.pieces) for s in sequence) for sequence in told.sequences)
+        window = -(-longest // 64) * 64
+        assert prompt(told).startswith(mark.format(window))
+        assert window - 64 < longest <= window
+
+
+def test_settings_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no pasta telling"):
+        Demonstrate(text=Text.PAPER, telling=Telling.PASTA)
+    with pytest.raises(ConfigError, match="width of a context bin"):
+        Demonstrate(bin=0)
+
+
+def test_it_can_be_written_in_a_recipe() -> None:
+    conditioned = replace(BASE, text=Text.PAPER, condition=Condition.WINDOW)
+    assert config.build(Demonstrate, config.to_json(conditioned)) == conditioned

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from apr.countdown import compact
+from apr.countdown.narrate import Telling, Text, check_telling, narrate
+from apr.countdown.problem import Problem, ProblemSpec, problem
+from apr.countdown.solver import Search, SearchConfig, search
+from apr.data.tokenizer import HFCodec, build_tokenizer
+from apr.errors import ConfigError
+from apr.types import Demonstration, Segment
+
+POSED = Problem((3, 9, 5), 72)
+SPAWN = SearchConfig((2, 2), (2, 2), spawn_depth=1)
+DIVE = SearchConfig((2, 2))
+LIST = SearchConfig((2, 2), promising=0.0)
+
+ROOT = "<thread> 72 : 9 5 3</thread>"
+MISS, HIT = "<thread> 72 : 3 , 9 - 5</thread>", "<thread> 72 : 9 , 5 + 3</thread>"
+MISS_TEXT = " = 4 : 4 3 4 + 3 = 7 x 4 * 3 = 12 x"
+HIT_TEXT = " = 8 : 9 8 9 + 8 = 17 x 9 * 8 = 72 !"
+PATH = " 5 + 3 = 8 , 9 * 8 = 72"
+
+
+def run(posed: Problem, config: SearchConfig) -> Search:
+    return search(posed, config, random.Random(0))
+
+
+def tell(config: SearchConfig, telling: Telling, posed: Problem = POSED) -> Demonstration:
+    return narrate(posed, run(posed, config), telling)
+
+
+def spelled(told: Demonstration) -> list[list[str]]:
+    """Each sequence: prompt, told, heard, told, ..."""
+    for sequence in told.sequences:
+        assert [s.demonstrated for s in sequence] == [bool(i % 2) for i in range(len(sequence))]
+    return [["".join(s.pieces) for s in sequence] for sequence in told.sequences]
+
+
+def test_threads_return_their_path_or_nothing() -> None:
+    assert spelled(tell(SPAWN, Telling.THREADS)) == [
+        [
+            ROOT,
+            f"<spawn>{MISS}{HIT}</spawn>",
+            f"<joined><thread>{PATH}</thread></joined>",
+            f"<join>{PATH}</join>",
+        ],
+        [MISS, f"{MISS_TEXT}<join></join>"],
+        [HIT, f"{HIT_TEXT}<join>{PATH}</join>"],
+    ]
+
+
+def test_pasta_returns_their_whole_text() -> None:
+    told = spelled(tell(SPAWN, Telling.PASTA))
+    heard = [f"<thread>{MISS_TEXT} ,</thread>", f"<thread>{HIT_TEXT} ,{PATH}</thread>"]
+    assert told[0][2] == f"<joined>{''.join(heard)}</joined>"
+    assert told[1:] == spelled(tell(SPAWN, Telling.THREADS))[1:]
+
+
+@pytest.mark.parametrize("config", [SPAWN, DIVE])
+def test_serially_one_thread_does_it_all(config: SearchConfig) -> None:
+    text = f" 9 - 5{MISS_TEXT} 5 + 3{HIT_TEXT}<join>{PATH}</join>"
+    assert spelled(tell(config, Telling.SERIAL)) == [[ROOT, text]]
+
+
+def test_listed_states_are_said_again_when_they_are_taken_up() -> None:
+    listed = " 9 - 5 = 4 , 5 + 3 = 8 ,"
+    text = f"{listed} 9 - 5{MISS_TEXT} 5 + 3{HIT_TEXT}<join>{PATH}</join>"
+    for telling in Telling:
+        assert spelled(tell(LIST, telling)) == [[ROOT, text]]
+
+
+def test_a_search_without_a_goal_joins_with_nothing() -> None:
+    told = tell(SPAWN, Telling.THREADS, Problem((3, 9, 5), 71))
+    assert not told.solved
+    assert spelled(told)[0][2:] == ["<joined></joined>", "<join></join>"]
+
+
+def test_a_problem_of_one_number_is_answered_by_it() -> None:
+    told = spelled(tell(SPAWN, Telling.THREADS, Problem((5,), 5)))
+    assert told == [["<thread> 5 : 5</thread>", "<join> 5</join>"]]
+    told = spelled(tell(SPAWN, Telling.THREADS, Problem((5,), 6)))
+    assert told == [["<thread> 6 : 5</thread>", "<join></join>"]]
+
+
+def test_budgets_stand_before_the_root_alone() -> None:
+    told = narrate(POSED, run(POSED, SPAWN), Telling.THREADS, children=2, window=512)
+    first = [sequence[0] for sequence in spelled(told)]
+    assert first == [f"<children> 2<window> 512{ROOT}", MISS, HIT]
+
+
+def test_tokens_are_those_demonstrated() -> None:
+    told = tell(SPAWN, Telling.THREADS)
+    lengths = [
+        sum(len(s.pieces) for s in sequence if s.demonstrated) for sequence in told.sequences
+    ]
+    assert told.num_children == 2
+    assert told.total_tokens == sum(lengths)
+    assert told.sequential_tokens == lengths[0] + max(lengths[1:])
+    serial = tell(DIVE, Telling.SERIAL)
+    assert serial.total_tokens == serial.sequential_tokens
+    assert serial.num_children == 0
+
+
+def test_the_same_search_has_the_same_demonstration() -> None:
+    found = run(POSED, SPAWN)
+    assert narrate(POSED, found, Telling.THREADS) == narrate(POSED, found, Telling.THREADS)
+
+
+@pytest.mark.parametrize("telling", Telling)
+def test_pieces_are_the_tokens_of_the_text(telling: Telling) -> None:
+    codec = HFCodec(build_tokenizer(compact.words(10_000), compact.SPECIALS, compact.PATTERN))
+    config = SearchConfig((1, 5), (1, 5), 0.7, spawn_depth=2, max_value=10_000)
+    spec = ProblemSpec(high=20, solvable=None)
+    for posed in (problem(spec, 0, i) for i in range(20)):
+        for sequence in tell(config, telling, posed).sequences:
+            check_pieces(sequence, codec)
+
+
+def check_pieces(sequence: list[Segment], codec: HFCodec) -> None:
+    pieces = [p for segment in sequence for p in segment.pieces]
+    assert codec.encode("".join(pieces)) == tuple(codec.vocabulary[p] for p in pieces)
+
+
+def test_the_paper_text_has_no_pasta_telling() -> None:
+    with pytest.raises(ConfigError, match="no pasta telling"):
+        check_telling(Text.PAPER, Telling.PASTA)
+    for telling in Telling:
+        check_telling(Text.COMPACT, telling)

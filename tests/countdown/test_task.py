@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from apr.countdown.compact import Compact, CompactPasta
+from apr.countdown.narrate import Telling, Text
+from apr.countdown.paper import Paper
+from apr.countdown.problem import Problem, problem
+from apr.countdown.task import (
+    PROBLEMS,
+    Countdown,
+    decisive_words,
+    dialect_of,
+    special_words,
+    vocabulary,
+)
+from apr.data.tokenizer import EOS, PAD, HFCodec, build_tokenizer
+from apr.errors import ConfigError
+from apr.interfaces import Dialect, Task
+
+POSED = Problem((3, 9, 5), 24)
+STATE = "Current State: 24:[9, 5, 3], Operations: []"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "<thread> 24 : 9 5 3</thread>"),
+        ({"children": 4}, "<children> 4<thread> 24 : 9 5 3</thread>"),
+        ({"telling": Telling.SERIAL, "window": 512}, "<window> 512<thread> 24 : 9 5 3</thread>"),
+        ({"text": Text.PAPER}, f"Moving to Node #0\n{STATE}"),
+        ({"text": Text.PAPER, "children": 4}, f"Sub Call Budget: 4 Moving to Node #0\n{STATE}"),
+        ({"text": Text.PAPER, "telling": Telling.SERIAL}, STATE),
+        (
+            {"text": Text.PAPER, "telling": Telling.SERIAL, "window": 512},
+            f"Token Budget: 512 {STATE}",
+        ),
+    ],
+)
+def test_prompts(settings: dict[str, Any], expected: str) -> None:
+    assert Countdown(**settings).prompt(POSED) == expected
+
+
+def test_a_text_can_be_named_plainly() -> None:
+    assert Countdown("paper", "serial").prompt(POSED) == STATE  # type: ignore[arg-type]
+    assert isinstance(dialect_of("paper", "threads"), Paper)  # type: ignore[arg-type]
+
+
+def test_an_answer_is_the_message_or_nothing() -> None:
+    task: Task[Problem] = Countdown()
+    assert task.answer(" 5 + 3 = 8 , 9 * 8 = 72") == " 5 + 3 = 8 , 9 * 8 = 72"
+    assert task.answer("") is None
+    assert task.answer(" \n") is None
+
+
+def test_grades_and_records() -> None:
+    task: Task[Problem] = Countdown()
+    assert task.grade(POSED, "(9 - 3 / 5)").correct is False
+    assert task.grade(Problem((3, 9, 5), 72), "(5 + 3) * 9").correct
+    assert task.grade(POSED, None).correct is False
+    assert task.to_json(POSED) == {"numbers": [3, 9, 5], "target": 24}
+
+
+@pytest.mark.parametrize(
+    ("text", "telling", "kind"),
+    [
+        (Text.COMPACT, Telling.SERIAL, Compact),
+        (Text.COMPACT, Telling.THREADS, Compact),
+        (Text.COMPACT, Telling.PASTA, CompactPasta),
+        (Text.PAPER, Telling.SERIAL, Paper),
+        (Text.PAPER, Telling.THREADS, Paper),
+    ],
+)
+def test_each_telling_has_its_dialect(text: Text, telling: Telling, kind: type[Dialect]) -> None:
+    assert type(dialect_of(text, telling)) is kind
+
+
+def test_a_telling_the_text_does_not_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no pasta telling"):
+        dialect_of(Text.PAPER, Telling.PASTA)
+    with pytest.raises(ConfigError, match="no pasta telling"):
+        Countdown(Text.PAPER, Telling.PASTA)
+
+
+@pytest.mark.parametrize("text", Text)
+def test_each_text_has_a_tokenizer(text: Text) -> None:
+    words, pattern = vocabulary(text, 100)
+    codec = HFCodec(build_tokenizer(words, special_words(text), pattern))
+    assert codec.eos_id == codec.token_id(EOS)
+    assert codec.pad_id == codec.token_id(PAD)
+    for stop in dialect_of(text, Telling.THREADS).stops:
+        assert codec.token_id(stop) is not None
+    for members in decisive_words(text).values():
+        assert all(word in codec.vocabulary for word in members)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_named_problems_can_be_drawn(name: str) -> None:
+    spec = PROBLEMS[name]
+    for index in range(20):
+        posed = problem(spec, 0, index)
+        assert spec.num_numbers[0] <= len(posed.numbers) <= spec.num_numbers[1]
+        assert spec.target_low <= posed.target <= spec.target_high

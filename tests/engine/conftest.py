@@ -1,0 +1,28 @@
+"""A network small enough to run thousands of steps, in double precision."""
+
+from __future__ import annotations
+
+import pytest
+
+from apr.models.llama import Llama, LlamaConfig
+
+
+@pytest.fixture(scope="session")
+def network() -> Llama:
+    # float64 leaves no near ties, so greedy ids can be compared exactly across batch shapes.
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        eos_token_id=0,
+    )
+    model = Llama(config)
+    model.init_weights(seed=1)
+    # A head of unit scale: logits as far apart as those of a trained network.
+    model.lm_head.weight.data.mul_(50)
+    return model.double().eval()

@@ -1,0 +1,250 @@
+"""The embedded engine against plain forward passes, alone and in company."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+import torch
+
+from apr.engine import EmbeddedEngine, EngineConfig
+from apr.errors import ConfigError, ContextError, EngineError
+from apr.models.attention import causal_reference
+from apr.models.llama import Llama
+from apr.testing import ByteCodec
+from apr.types import Completion, FinishReason, Sampling
+
+
+def prompts(count: int, seed: int = 0) -> list[list[int]]:
+    """Some short, some long, some that begin alike."""
+    rng = random.Random(seed)
+    shared = [rng.randrange(1, 61) for _ in range(40)]
+    out = []
+    for i in range(count):
+        own = [rng.randrange(1, 61) for _ in range(rng.randrange(1, 30))]
+        out.append(shared[: rng.randrange(40)] + own if i % 2 else own)
+    return out
+
+
+def tight(network: Llama, **settings: object) -> EmbeddedEngine:
+    """An engine whose memory holds only a few of the sequences asked for."""
+    each = 2 * 2 * 4 * 16 * 8
+    return EmbeddedEngine(network, EngineConfig(page_size=4, kv_gib=40 * each / 2**30, **settings))
+
+
+def complete(
+    engine: EmbeddedEngine, asked: list[list[int]], sampling: Sampling
+) -> list[Completion]:
+    async def run() -> list[Completion]:
+        return await asyncio.gather(*(engine.generate(p, sampling) for p in asked))
+
+    done = asyncio.run(run())
+    engine.scheduler.check()
+    assert not engine.scheduler.running
+    return done
+
+
+def plain_logits(network: Llama, ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return network.logits(network(torch.tensor(ids), torch.arange(len(ids)), causal_reference))
+
+
+def greedy(network: Llama, prompt: list[int], count: int) -> list[int]:
+    """Token by token, the whole prefix computed afresh each time."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(plain_logits(network, ids)[-1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_greedy_ids_are_those_of_plain_forward_passes(network: Llama) -> None:
+    asked = prompts(6)
+    for prompt, completion in zip(
+        asked, complete(EmbeddedEngine(network), asked, Sampling(20)), strict=True
+    ):
+        assert list(completion.ids) == greedy(network, prompt, 20)
+
+
+def test_greedy_ids_do_not_depend_on_company_memory_or_cache(network: Llama) -> None:
+    asked = prompts(64)
+    sampling = Sampling(40)
+    single = EmbeddedEngine(network, EngineConfig(prefix_cache=False))
+    alone = [complete(single, [p], sampling)[0] for p in asked]
+    starved, small_steps = tight(network), tight(network, max_batch_tokens=7)
+    uncached = tight(network, prefix_cache=False)
+    warm = EmbeddedEngine(network, EngineConfig(page_size=4))
+    complete(warm, asked, sampling)
+    for engine in (EmbeddedEngine(network), starved, small_steps, uncached, warm):
+        got = complete(engine, asked, sampling)
+        assert [c.ids for c in got] == [c.ids for c in alone]
+    assert starved.scheduler.num_preempted > 0
+    assert uncached.scheduler.num_preempted > 0
+    assert uncached.scheduler.num_reused == 0
+    assert warm.scheduler.num_reused > 1000
+
+
+def test_logprobs_are_those_of_a_plain_forward_pass(network: Llama) -> None:
+    float32 = Llama(network.config)
+    float32.load_state_dict(network.state_dict())
+    asked = prompts(8)
+    for model, tolerance in ((network, 1e-10), (float32.eval(), 1e-4)):
+        got = complete(EmbeddedEngine(model), asked, Sampling(30, temperature=1.0, seed=3))
+        for prompt, completion in zip(asked, got, strict=True):
+            logits = plain_logits(model, prompt + list(completion.ids))
+            plain = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+            want = plain.gather(-1, torch.tensor(completion.ids)[:, None])[:, 0]
+            assert list(completion.logprobs) == pytest.approx(want.tolist(), abs=tolerance)
+
+
+def test_a_seed_names_a_sample_whatever_else_runs(network: Llama) -> None:
+    asked = prompts(20)
+    sampling = Sampling(25, temperature=1.0, top_p=0.95, seed=11)
+    alone = [complete(EmbeddedEngine(network), [p], sampling)[0].ids for p in asked]
+    assert [c.ids for c in complete(tight(network), asked, sampling)] == alone
+    other = complete(EmbeddedEngine(network), asked, Sampling(25, temperature=1.0, seed=12))
+    assert [c.ids for c in other] != alone
+
+
+def test_a_parent_that_goes_on_does_not_compute_its_prefix_again(network: Llama) -> None:
+    engine = EmbeddedEngine(network, EngineConfig(page_size=4))
+    prompt = prompts(1)[0]
+    (first,) = complete(engine, [prompt], Sampling(30))
+    before = engine.scheduler.num_reused
+    resumed = prompt + list(first.ids) + [5, 6]
+    complete(engine, [resumed], Sampling(1))
+    reused = engine.scheduler.num_reused - before
+    # All but the last id sampled, which never went through the network, in full pages.
+    assert reused == (len(prompt) + 29) // 4 * 4
+
+
+def test_stop_ids_and_stop_strings_end_a_completion_and_are_kept(network: Llama) -> None:
+    prompt = prompts(1)[0]
+    want = greedy(network, prompt, 12)
+    engine = EmbeddedEngine(network, codec=ByteCodec(specials=[], eos=None))
+    stop = want[5]
+    cut = want[: want.index(stop) + 1]
+    (by_id,) = complete(engine, [prompt], Sampling(12, stop_ids=(stop,)))
+    assert list(by_id.ids) == cut
+    assert by_id.finish_reason is FinishReason.STOP
+    text = bytes(want[4:6]).decode()
+    (by_text,) = complete(engine, [prompt], Sampling(12, stop_strings=(text,)))
+    assert bytes(by_text.ids).decode().endswith(text)
+    assert by_text.finish_reason is FinishReason.STOP
+    (to_the_end,) = complete(engine, [prompt], Sampling(12))
+    assert to_the_end.finish_reason is FinishReason.LENGTH
+    assert list(to_the_end.ids) == want
+
+
+def test_tokens_are_heard_as_they_are_sampled(network: Llama) -> None:
+    heard: list[int] = []
+    engine = EmbeddedEngine(network)
+    done = asyncio.run(engine.generate([1, 2, 3], Sampling(9), heard.append))
+    assert tuple(heard) == done.ids
+
+
+def test_cancelling_frees_pages_at_once_and_nobody_else_notices(network: Llama) -> None:
+    asked = prompts(6)
+    engine = EmbeddedEngine(network, EngineConfig(page_size=4, prefix_cache=False))
+
+    async def run() -> list[Completion]:
+        tasks = [asyncio.create_task(engine.generate(p, Sampling(40))) for p in asked]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        await asyncio.wait(tasks[::2])
+        engine.scheduler.check()
+        assert len(engine.scheduler.running) == 3
+        return await asyncio.gather(*tasks[1::2])
+
+    got = asyncio.run(run())
+    assert [list(c.ids) for c in got] == [greedy(network, p, 40) for p in asked[1::2]]
+    assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_pages
+
+
+def test_changed_weights_are_never_answered_from_the_cache() -> None:
+    def fresh(seed: int) -> Llama:
+        model = Llama(config)
+        model.init_weights(seed)
+        model.lm_head.weight.data.mul_(50)
+        return model.double().eval()
+
+    config = _config()
+    trained, prompt = fresh(1), prompts(1, seed=4)[0] * 2
+    engine = EmbeddedEngine(trained, EngineConfig(page_size=4))
+    complete(engine, [prompt], Sampling(10))
+    trained.load_state_dict(fresh(2).state_dict())
+    engine.weights_changed()
+    (got,) = complete(engine, [prompt], Sampling(10))
+    assert list(got.ids) == greedy(fresh(2), prompt, 10)
+
+
+def test_what_cannot_be_done_is_refused_before_it_starts(network: Llama) -> None:
+    engine = EmbeddedEngine(network)
+    refused = [
+        ([], Sampling(4), "empty"),
+        ([1] * 100, Sampling(40), "do not fit a context of 128"),
+        ([1], Sampling(0), "do not fit"),
+        ([1, 61], Sampling(4), "vocabulary of 61"),
+    ]
+    for prompt, sampling, words in refused:
+        with pytest.raises(ContextError, match=words):
+            asyncio.run(engine.generate(prompt, sampling))
+    with pytest.raises(ConfigError, match="codec"):
+        asyncio.run(engine.generate([1], Sampling(4, stop_strings=("x",))))
+    with pytest.raises(ConfigError, match="does not hold one page"):
+        EmbeddedEngine(network, EngineConfig(kv_gib=1e-9))
+    assert not engine.scheduler.waiting
+
+
+def test_a_context_larger_than_memory_is_cut_to_it(network: Llama) -> None:
+    engine = EmbeddedEngine(network, EngineConfig(page_size=4, kv_gib=10 * 2048 / 2**30))
+    assert engine.context == 40
+    (done,) = complete(engine, [[1] * 10], Sampling(30))
+    assert len(done.ids) == 30
+
+
+def test_a_failing_network_fails_every_request_and_the_engine_lives_on(
+    network: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = EmbeddedEngine(network)
+
+    def broken(*args: object) -> None:
+        raise RuntimeError("no more memory")
+
+    async def run() -> list[object]:
+        asked = [engine.generate(p, Sampling(5)) for p in prompts(3)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "forward", broken)
+        failed = asyncio.run(run())
+    assert all(isinstance(e, EngineError) and "no more memory" in str(e) for e in failed)
+    engine.scheduler.check()
+    assert len(complete(engine, prompts(3), Sampling(5))) == 3
+
+
+def test_a_listener_that_raises_fails_its_own_request_only(network: Llama) -> None:
+    engine = EmbeddedEngine(network)
+
+    def listener(id: int) -> None:
+        raise KeyError("listener")
+
+    async def run() -> list[object]:
+        return await asyncio.gather(
+            engine.generate([1, 2], Sampling(5), listener),
+            engine.generate([3, 4], Sampling(5)),
+            return_exceptions=True,
+        )
+
+    bad, good = asyncio.run(run())
+    assert isinstance(bad, KeyError)
+    assert isinstance(good, Completion)
+    engine.scheduler.check()
+
+
+def _config():
+    from apr.models.llama import LlamaConfig
+
+    return LlamaConfig(61, 32, 64, 2, 4, 2, 8, 128, eos_token_id=0)

@@ -1,0 +1,117 @@
+"""The scheduler without a network: whatever is asked, pages add up and everybody ends."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apr.engine.pages import PagePool
+from apr.engine.scheduler import Scheduler
+from apr.engine.sequence import Sequence
+from apr.types import FinishReason, Sampling
+
+REQUEST = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 3))
+
+
+def sequence(loop: asyncio.AbstractEventLoop, num_prompt: int, max_tokens: int, first: int = 0):
+    ids = [first + i % 2 for i in range(num_prompt)]
+    return Sequence(
+        ids, num_prompt, Sampling(max_tokens), loop.create_future(), None, random.Random(0)
+    )
+
+
+def step(scheduler: Scheduler) -> None:
+    """What the engine does, but for the network: every sequence that may sample samples 7."""
+    chunks = scheduler.schedule()
+    assert chunks, "somebody waits and nobody may run"
+    assert sum(c.end - c.start for c in chunks) <= scheduler.max_batch_tokens
+    assert len({id(c.sequence) for c in chunks}) == len(chunks) <= scheduler.max_batch
+    for chunk in chunks:
+        assert chunk.start == chunk.sequence.num_computed
+        assert len(chunk.sequence.pages) * scheduler.page_size >= chunk.end
+    # Nobody writes to a page that somebody else reads.
+    written = [
+        c.sequence.pages[p // scheduler.page_size]
+        for c in chunks
+        for p in {p // scheduler.page_size * scheduler.page_size for p in range(c.start, c.end)}
+    ]
+    assert len(written) == len(set(written))
+    for chunk in chunks:
+        scheduler.commit(chunk)
+        if chunk.samples:
+            chunk.sequence.append(7, -1.0, None)
+            if chunk.sequence.future.done():
+                scheduler.remove(chunk.sequence)
+    scheduler.check()
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    requests=st.lists(REQUEST, min_size=1, max_size=10),
+    num_pages=st.integers(6, 20),
+    max_batch_tokens=st.integers(1, 16),
+    prefix_cache=st.booleans(),
+    cancelled=st.sets(st.integers(0, 9)),
+)
+def test_all_requests_end_however_little_memory_there_is(
+    requests: list[tuple[int, int, int]],
+    num_pages: int,
+    max_batch_tokens: int,
+    prefix_cache: bool,
+    cancelled: set[int],
+) -> None:
+    loop = asyncio.new_event_loop()
+    scheduler = Scheduler(PagePool(num_pages), 4, 5, max_batch_tokens, prefix_cache)
+    sequences = [sequence(loop, *request) for request in requests]
+    for s in sequences:
+        scheduler.add(s)
+    for n in range(2000):
+        if not (scheduler.running or scheduler.waiting):
+            break
+        if n == 3:
+            for s in (s for i, s in enumerate(sequences) if i in cancelled):
+                scheduler.remove(s)
+                scheduler.check()
+            continue
+        step(scheduler)
+    loop.close()
+    assert not scheduler.running
+    assert not scheduler.waiting
+    for i, s in enumerate(sequences):
+        assert s.pages == []
+        if i not in cancelled:
+            assert s.future.result().finish_reason is FinishReason.LENGTH
+            assert s.num_sampled == s.sampling.max_tokens
+    scheduler.cache.clear()
+    assert scheduler.pool.num_free == num_pages, "a page was lost"
+
+
+def test_the_youngest_gives_way_and_comes_back() -> None:
+    loop = asyncio.new_event_loop()
+    scheduler = Scheduler(PagePool(5), 2, 8, 64, prefix_cache=False)
+    old, young = sequence(loop, 3, 6), sequence(loop, 3, 6, first=3)
+    scheduler.add(old)
+    scheduler.add(young)
+    order = []
+    while scheduler.running or scheduler.waiting:
+        step(scheduler)
+        order += [s for s in (old, young) if s.future.done() and s not in order]
+    loop.close()
+    assert scheduler.num_preempted > 0
+    assert order == [old, young]
+
+
+def test_a_prompt_seen_before_is_not_computed_again() -> None:
+    loop = asyncio.new_event_loop()
+    scheduler = Scheduler(PagePool(32), 2, 8, 64)
+    first, second = sequence(loop, 9, 1), sequence(loop, 9, 1)
+    scheduler.add(first)
+    step(scheduler)
+    scheduler.add(second)
+    (chunk,) = scheduler.schedule()
+    loop.close()
+    assert (chunk.start, chunk.end) == (8, 9)
+    assert scheduler.num_reused == 8

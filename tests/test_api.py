@@ -1,0 +1,327 @@
+"""From a recipe to a solved problem, through the real parts at the smallest size."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import apr
+from apr import api, config
+from apr.countdown.demonstrate import Condition
+from apr.countdown.narrate import Telling
+from apr.countdown.problem import Problem, Split, split_of
+from apr.errors import (
+    CheckpointError,
+    ConfigError,
+    ContextError,
+    DataError,
+    EngineError,
+    ProblemError,
+)
+from apr.runtime import Limits, Observer
+from apr.testing import ByteCodec, Reply, ScriptedEngine
+from apr.trace import End, Trace, read_traces, write_traces
+
+RECIPE = config.build(
+    api.Recipe,
+    {
+        "sft": {"steps": 4, "rows": 4, "row_length": 160, "eval_every": 2, "save_every": 2},
+        "demonstrations": {
+            "problems": {"num_numbers": [3, 3], "high": 9, "target_high": 30},
+            "solver": {"spawn_depth": 1},
+        },
+        "count": 32,
+        "held_out": 24,
+        "context": 160,
+        "largest_number": 40,
+        "network": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        },
+    },
+)
+POSED = Problem((3, 5, 8), 29)
+
+
+class Trained:
+    """What the two commands of a training leave behind."""
+
+    def __init__(self, home: Path) -> None:
+        self.data, self.run = home / "data", home / "run"
+        self.checkpoint = self.run / "checkpoint"
+        self.manifests = api.make_data(RECIPE, self.data, progress=False)
+        self.losses = api.train(RECIPE, self.run, self.data, progress=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def model(trained: Trained) -> api.Model:
+    return api.load(trained.checkpoint)
+
+
+@pytest.fixture
+def copy(trained: Trained, tmp_path: Path) -> Path:
+    """A checkpoint to spoil."""
+    return Path(shutil.copytree(trained.checkpoint, tmp_path / "copy"))
+
+
+def scripted(reply: str | Reply, recipe: api.Recipe = RECIPE) -> api.Model:
+    """A model that always says the same."""
+    codec = ByteCodec()
+    return api.Model(ScriptedEngine(lambda prompt: reply, codec), codec, recipe)
+
+
+def test_data_covers_what_is_trained_on_and_what_is_held_out(trained: Trained) -> None:
+    assert {s: m["tally"]["made"] for s, m in trained.manifests.items()} == {
+        Split.TRAIN: 32,
+        Split.VALID: 24,
+    }
+    again = api.make_data(RECIPE, trained.data, progress=False)
+    assert again == trained.manifests
+
+
+def test_a_checkpoint_knows_its_recipe(trained: Trained, model: api.Model) -> None:
+    assert model.recipe == RECIPE
+    assert model.engine.context == RECIPE.context
+    manifest = json.loads((trained.checkpoint / "apr.json").read_text())
+    assert manifest["held_out_loss"] == trained.losses.mean
+    assert manifest["parameters"] == sum(
+        p.numel() for p in api.Llama(api._llama_config(RECIPE, api.codec_of(RECIPE))).parameters()
+    )
+
+
+def test_a_finished_training_is_not_done_again(trained: Trained) -> None:
+    weights = (trained.checkpoint / "model.safetensors").read_bytes()
+    losses = api.train(RECIPE, trained.run, trained.data, progress=False)
+    assert losses.mean == pytest.approx(trained.losses.mean)
+    assert (trained.checkpoint / "model.safetensors").read_bytes() == weights
+
+
+def test_watched_tokens_are_tokens_of_the_recipe(trained: Trained) -> None:
+    assert set(trained.losses.by_class) == {"verdicts", "operations"}
+
+
+def test_solve_grades_and_notes_where_the_trace_is_from(trained: Trained, model: api.Model) -> None:
+    how = api.Inference(limits=Limits(context=100), temperature=1.0, seed=1)
+    trace = api.solve(model, POSED, how)
+    assert trace.problem == {"numbers": [3, 5, 8], "target": 29}
+    assert trace.method == "apr"
+    assert trace.grade is not None
+    assert trace.meta["model"] == str(trained.checkpoint)
+    assert trace.meta["tokenizer"] == api.codec_of(RECIPE).fingerprint
+    assert trace.meta["context"] == 100
+    assert config.build(api.Inference, trace.meta["inference"]) == how
+    assert trace.longest_context <= 100
+
+
+def test_serial_never_spawns(model: api.Model) -> None:
+    posed = api.pose(RECIPE, Split.TEST, 3)
+    how = api.Inference(api.MethodName.SERIAL, temperature=1.0, seed=0)
+    traces = api.evaluate(model, posed, how)
+    assert {len(t.threads) for t in traces} == {1}
+    assert {t.method for t in traces} == {"serial"}
+
+
+def test_an_observer_hears_every_token(model: api.Model) -> None:
+    class Count(Observer):
+        num_tokens = 0
+
+        def on_token(self, path: tuple[int, ...], id: int) -> None:
+            self.num_tokens += 1
+
+    observer = Count()
+    trace = api.solve(model, POSED, observer=observer)
+    assert observer.num_tokens == trace.total_tokens > 0
+
+
+def test_evaluated_traces_are_in_order_and_read_back_equal(
+    model: api.Model, tmp_path: Path
+) -> None:
+    posed = api.pose(RECIPE, Split.TEST, 6)
+    seen: list[Trace] = []
+    traces = api.evaluate(model, posed, concurrency=4, on_trace=seen.append)
+    assert [tuple(t.problem["numbers"]) for t in traces] == [p.numbers for p in posed]
+    assert sorted(map(id, seen)) == sorted(map(id, traces))
+    write_traces(tmp_path / "traces.jsonl", traces)
+    assert list(read_traces(tmp_path / "traces.jsonl")) == traces
+
+
+def test_greedy_and_seeded_traces_do_not_depend_on_what_runs_beside_them(model: api.Model) -> None:
+    posed = api.pose(RECIPE, Split.TEST, 4)
+
+    def ids(traces: list[Trace]) -> list[Any]:
+        return [[c.ids for t in trace.threads for c in t.calls] for trace in traces]
+
+    for how in (api.Inference(), api.Inference(temperature=1.0, seed=3)):
+        together = api.evaluate(model, posed, how)
+        alone = [api.solve(model, p, how) for p in posed]
+        assert ids(together) == ids(alone)
+
+
+def test_posed_problems_are_of_the_split_and_repeat() -> None:
+    posed = api.pose(RECIPE, Split.TEST, 20)
+    assert {split_of(p.numbers) for p in posed} == {Split.TEST}
+    assert posed == api.pose(RECIPE, Split.TEST, 20)
+    assert posed != api.pose(RECIPE, Split.TEST, 20, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("telling", "heard"),
+    [(Telling.THREADS, ""), (Telling.PASTA, "<thread> = 2 : 8 2 ,</thread>")],
+)
+def test_the_recipe_decides_what_parents_hear(telling: Telling, heard: str) -> None:
+    told = replace(RECIPE.demonstrations, telling=telling)
+    child = "<thread> 29 : 8 , 5 - 3</thread>"
+    spawn = f"<spawn>{child}</spawn>"
+    root = "<thread> 29 : 8 5 3</thread>"
+    codec = ByteCodec()
+    engine = ScriptedEngine(
+        {
+            root: spawn,
+            child: " = 2 : 8 2<join></join>",
+            f"{root}{spawn}<joined>{heard}</joined>": "<join></join>",
+        },
+        codec,
+    )
+    model = api.Model(engine, codec, replace(RECIPE, demonstrations=told))
+    assert api.solve(model, POSED).num_children == 1
+
+
+def test_solve_refuses_what_has_no_solution(model: api.Model) -> None:
+    with pytest.raises(ProblemError, match="no way leads from 1 1 1 to 40"):
+        api.solve(model, Problem((1, 1, 1), 40))
+
+
+def test_solve_refuses_a_context_too_small_for_the_prompt(model: api.Model) -> None:
+    with pytest.raises(ContextError, match="leaves no room in a context of 4"):
+        api.solve(model, POSED, api.Inference(limits=Limits(context=4)))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"window": -1}]
+)
+def test_inference_refuses_settings_that_mean_nothing(bad: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        api.Inference(**bad)
+
+
+def test_a_condition_is_for_models_trained_on_it() -> None:
+    how = api.Inference(children=4)
+    with pytest.raises(ConfigError, match="not trained to heed a number of children"):
+        scripted("<join></join>").method(how)
+    told = replace(RECIPE.demonstrations, condition=Condition.CHILDREN)
+    model = scripted("<join></join>", replace(RECIPE, demonstrations=told))
+    trace = api.solve(model, POSED, how)
+    assert trace.root.message.startswith("<children> 4<thread>")
+
+
+def test_a_failing_engine_gives_a_trace_without_a_grade() -> None:
+    model = scripted(Reply("", error=EngineError("out of order")))
+    trace = api.solve(model, POSED)
+    assert trace.grade is None
+    assert trace.root.end is End.FAILED
+    assert api.facts(trace, model.codec)["reason"] == "EngineError: out of order"
+
+
+def test_facts_are_plain_values() -> None:
+    model = scripted("<join> 5 - 3 = 2</join>")
+    facts = api.facts(api.solve(model, POSED), model.codec)
+    assert facts == json.loads(json.dumps(facts))
+    assert facts["expression"] == "5 - 3"
+    assert facts["correct"] is False
+    assert facts["threads"][0]["text"] == ["<join> 5 - 3 = 2</join>"]
+
+
+def test_load_refuses_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        api.load(tmp_path / "nothing")
+
+
+def test_load_refuses_another_tokenizer(copy: Path) -> None:
+    other = api.codec_of(replace(RECIPE, largest_number=41))
+    (copy / "tokenizer.json").write_text(other.to_json())
+    with pytest.raises(CheckpointError, match="not the one its weights were trained with"):
+        api.load(copy)
+
+
+def test_load_refuses_a_checkpoint_that_no_recipe_made(copy: Path) -> None:
+    (copy / "apr.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no apr\.json"):
+        api.load(copy)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"recipe": {}, "tokenizer": "x"}'])
+def test_load_refuses_a_damaged_manifest(copy: Path, text: str) -> None:
+    (copy / "apr.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"apr\.json"):
+        api.load(copy)
+
+
+def test_a_run_is_of_one_recipe(trained: Trained) -> None:
+    other = replace(RECIPE, seed=1)
+    with pytest.raises(ConfigError, match="another recipe"):
+        api.train(other, trained.run, trained.data, progress=False)
+
+
+def test_training_refuses_data_of_another_tokenizer(trained: Trained, tmp_path: Path) -> None:
+    other = replace(RECIPE, largest_number=41)
+    with pytest.raises(DataError, match="another tokenizer"):
+        api.train(other, tmp_path / "run", trained.data, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_weights_follow_from_the_seed(trained: Trained, tmp_path: Path) -> None:
+    other = replace(RECIPE, seed=1)
+    api.train(other, tmp_path, trained.data, progress=False)
+    mine, others = api.load(trained.checkpoint), api.load(tmp_path / "checkpoint")
+    weights = [m.engine.model.embed_tokens.weight for m in (mine, others)]  # type: ignore[attr-defined]
+    assert not torch.equal(*weights)
+
+
+def test_the_public_names_are_pinned() -> None:
+    assert apr.__all__ == [
+        "DEMO",
+        "AprError",
+        "Inference",
+        "Limits",
+        "Model",
+        "Observer",
+        "Problem",
+        "Recipe",
+        "Runtime",
+        "Trace",
+        "__version__",
+        "evaluate",
+        "load",
+        "pose",
+        "read_traces",
+        "solve",
+        "write_traces",
+    ]
+    for name in apr.__all__:
+        assert getattr(apr, name) is not None
+    assert set(apr.__all__) <= set(dir(apr))
+    with pytest.raises(AttributeError, match="no attribute 'missing'"):
+        _ = apr.missing
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, apr; apr.Problem, apr.Trace, apr.Runtime; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

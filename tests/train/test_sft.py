@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from apr.data.packing import PackedBatches
+from apr.data.shards import Sequences
+from apr.errors import CheckpointError
+from apr.models.llama import Llama
+from apr.train.log import read_metrics
+from apr.train.optim import Kind, OptimConfig
+from apr.train.sft import Losses, SFTConfig, batch_loss, evaluate, token_losses, train_sft
+from tests.tiny import reference_logits, tiny_config, tiny_model
+
+ROW = 16
+CONFIG = SFTConfig(
+    steps=8,
+    rows=2,
+    row_length=ROW,
+    optim=OptimConfig(lr=0.01, matrix_lr=0.02, warmup=2),
+    eval_every=1,
+    eval_batches=2,
+    save_every=3,
+)
+WATCHED = {"even": range(0, 40, 2), "odd": range(1, 40, 2)}
+
+
+def sequences(ids: list[list[int]], loss: list[list[bool]]) -> Sequences:
+    return Sequences(
+        ids=np.concatenate(ids).astype(np.int32),
+        loss=np.concatenate(loss).astype(np.bool_),
+        offsets=np.cumsum([0, *map(len, ids)]),
+    )
+
+
+def counting(num_sequences: int, seed: int) -> Sequences:
+    """From a number that is given on to the next ones, which are to be learnt."""
+    rng = np.random.default_rng(seed)
+    ids = [
+        [2 + (start + i) % 10 for i in range(length)]
+        for start, length in zip(
+            rng.integers(0, 10, num_sequences), rng.integers(3, 9, num_sequences), strict=True
+        )
+    ]
+    return sequences(ids, [[False, *[True] * (len(s) - 1)] for s in ids])
+
+
+def batches(data: Sequences, rows: int = 2) -> PackedBatches:
+    return PackedBatches(data, rows, ROW, seed=0, pad_id=0)
+
+
+def train(run: Path, config: SFTConfig = CONFIG, **options: Any) -> tuple[Llama, Losses]:
+    model = Llama(tiny_config())
+    model.init_weights(0)
+    data, held_out = batches(counting(60, seed=1), config.rows), batches(counting(20, seed=2))
+    losses = train_sft(model, data, held_out, config, run, WATCHED, progress=False, **options)
+    return model, losses
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_training_learns(tmp_path: Path, kind: Kind) -> None:
+    config = replace(CONFIG, steps=40, eval_every=20, optim=replace(CONFIG.optim, kind=kind))
+    _, losses = train(tmp_path, config)
+    metrics = read_metrics(tmp_path)
+    assert [m["step"] for m in metrics] == list(range(1, 41))
+    assert metrics[0]["loss"] > 3.5
+    assert metrics[-1]["loss"] < 0.8
+    assert [m["step"] for m in metrics if "held_out_loss" in m] == [20, 40]
+    assert metrics[-1]["held_out_loss"] == losses.mean < 0.8
+    assert metrics[-1]["tokens"] == sum(_num_learnt(step) for step in range(40))
+
+
+def _num_learnt(step: int) -> int:
+    return int((batches(counting(60, seed=1)).batch(step).targets_BT >= 0).sum())
+
+
+def test_the_loss_of_a_token_is_its_cross_entropy_where_it_is_demonstrated() -> None:
+    model, data = tiny_model(), counting(6, seed=3)
+    batch = batches(data, rows=4).batch(0)
+    losses = token_losses(model, batch).view(4, ROW)
+    assert (losses[batch.targets_BT < 0] == 0).all()
+    expected = 0.0
+    for start, end in pairwise(data.offsets.tolist()):
+        ids = torch.from_numpy(data.ids[start:end]).long()
+        logprobs = reference_logits(model, ids).log_softmax(-1)
+        # The first number is given; each of the others is predicted from those before it.
+        expected -= logprobs[torch.arange(len(ids) - 1), ids[1:]].sum().item()
+    assert losses.sum().item() == pytest.approx(expected, rel=1e-4)
+    assert batch_loss(model, batch).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("demonstrated", "counts"), [(False, False), (True, True)])
+def test_what_is_not_demonstrated_is_not_learnt(demonstrated: bool, counts: bool) -> None:
+    """The last id of a sequence is a target and no input, so only the loss can depend on it."""
+
+    def loss(last: int) -> float:
+        data = sequences([[5, 6, 7, last]], [[False, True, True, demonstrated]])
+        return batch_loss(tiny_model(), batches(data).batch(0)).item()
+
+    assert (loss(last=8) != loss(last=9)) == counts
+
+
+def test_accumulation_makes_the_same_updates_as_one_larger_batch(tmp_path: Path) -> None:
+    plain = replace(CONFIG, optim=replace(CONFIG.optim, kind=Kind.ADAMW))
+    whole, _ = train(tmp_path / "whole", replace(plain, rows=4))
+    parts, _ = train(tmp_path / "parts", replace(plain, rows=1, accumulate=4))
+    pairs = zip(read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts"), strict=True)
+    for one, other in list(pairs)[:5]:
+        assert other == pytest.approx(one, rel=1e-4)
+    torch.testing.assert_close(
+        list(parts.parameters()), list(whole.parameters()), atol=1e-3, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("held_back", [{"warmup": 10**6}, {"clip": 1e-12}])
+def test_the_schedule_and_the_clip_reach_the_update(tmp_path: Path, held_back: Any) -> None:
+    free = OptimConfig(kind=Kind.ADAMW, lr=0.01, warmup=1, weight_decay=0.0)
+    start = Llama(tiny_config())
+    start.init_weights(0)
+
+    def moved(name: str, optim: OptimConfig) -> float:
+        model, _ = train(tmp_path / name, replace(CONFIG, steps=1, optim=optim))
+        pairs = zip(model.parameters(), start.parameters(), strict=True)
+        return max((after - before).abs().max().item() for after, before in pairs)
+
+    assert moved("free", free) == pytest.approx(0.01, rel=0.1)
+    assert moved("held back", replace(free, **held_back)) < 1e-5
+
+
+def test_held_out_losses_are_told_by_class_of_token() -> None:
+    model, held_out = tiny_model(), batches(counting(20, seed=2))
+    losses = evaluate(model, held_out, 2, WATCHED)
+    batch_of = [held_out.batch(i) for i in range(2)]
+    every = torch.cat([token_losses(model, b) for b in batch_of])
+    targets = torch.cat([b.targets_BT.flatten() for b in batch_of])
+    even = (targets >= 0) & (targets % 2 == 0)
+    assert losses.mean == pytest.approx(every.sum().item() / int((targets >= 0).sum()))
+    assert losses.by_class["even"] == pytest.approx(every[even].mean().item())
+    assert losses.shares["even"] == pytest.approx((every[even].sum() / every.sum()).item())
+    assert sum(losses.shares.values()) == pytest.approx(1.0)
+
+
+# --- exact resume ---------------------------------------------------------------------------------
+
+
+def _killed_in_an_evaluation(run: Path) -> None:
+    """Two steps after the last state: their line is to be dropped and made again."""
+
+    def after_eval(step: int) -> dict[str, float]:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"further": step}
+
+    train(run, after_eval=after_eval)
+
+
+def _killed_in_a_save(run: Path) -> None:
+    """Between the two moves that put the second state in the place of the first."""
+    move = os.replace
+
+    def move_or_die(source: Path, target: Path) -> None:
+        if source.name == "state.tmp" and (run / "state.old").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        move(source, target)
+
+    os.replace = move_or_die
+    train(run, after_eval=lambda step: {"further": step})
+
+
+@pytest.mark.parametrize(
+    ("killed", "num_lines"), [(_killed_in_an_evaluation, 4), (_killed_in_a_save, 6)]
+)
+def test_a_killed_run_goes_on_to_the_same_curve_and_weights(
+    tmp_path: Path, killed: Any, num_lines: int
+) -> None:
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    model, losses = train(straight, after_eval=lambda step: {"further": step})
+
+    process = multiprocessing.get_context("spawn").Process(target=killed, args=(resumed,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(read_metrics(resumed)) == num_lines
+    same_model, same_losses = train(resumed, after_eval=lambda step: {"further": step})
+
+    curves = [(run / "metrics.jsonl").read_bytes() for run in (straight, resumed)]
+    assert curves[0] == curves[1]
+    assert same_losses == losses
+    assert all(map(torch.equal, same_model.parameters(), model.parameters()))
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    model, losses = train(tmp_path)
+    curve = (tmp_path / "metrics.jsonl").read_bytes()
+    again, same_losses = train(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == curve
+    assert same_losses == losses
+    assert all(map(torch.equal, again.parameters(), model.parameters()))
+
+
+def test_a_run_is_a_function_of_its_seed(tmp_path: Path) -> None:
+    train(tmp_path / "a")
+    train(tmp_path / "b")
+    assert read_metrics(tmp_path / "a") == read_metrics(tmp_path / "b")
+
+
+def test_a_folder_with_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, replace(CONFIG, steps=1))
+    (tmp_path / "state" / "tensors.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is damaged or of another model"):
+        train(tmp_path)
