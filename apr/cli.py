@@ -11,13 +11,12 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.tree import Tree
-from typer.core import TyperGroup
 
 import apr
 from apr import config, terminal
@@ -25,17 +24,15 @@ from apr.countdown.answer import read_answers, spell
 from apr.countdown.grade import grade as grade_answer
 from apr.countdown.problem import Problem, Split, read_problems, solvable
 from apr.errors import (
-    AprError,
     CheckpointError,
     ConfigError,
     DataError,
     EngineError,
-    InputError,
     ProblemError,
     StorageError,
 )
 from apr.eval.metrics import summarize
-from apr.flags import Json, Overrides, RunFlags, Workers, output, run_flags
+from apr.flags import Json, Overrides, RunFlags, Verbs, Workers, output, run_flags
 from apr.trace import Trace, read_traces, write_traces
 
 if TYPE_CHECKING:
@@ -44,34 +41,9 @@ if TYPE_CHECKING:
 
 _MODEL = "Checkpoint; the packaged demo by default."
 
-# Typer exports the leaves of its errors only; this is their base for a flag it cannot read.
-_UsageError: Any = typer.BadParameter.__base__
-
-
-class _Verbs(TyperGroup):
-    """Verbs that fail with one sentence: 2 for what the user can mend, 1 for the world."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            code = super().main(*args, **{**kwargs, "standalone_mode": False})
-        except (KeyboardInterrupt, typer.Abort):
-            code = 130
-        except _UsageError as e:
-            verb = e.ctx.command_path if e.ctx else "apr"
-            code = _fail(f"{e.format_message().rstrip('.')} (see {verb} --help)", 2)
-        except AprError as e:
-            code = _fail(str(e), 2 if isinstance(e, InputError) else 1)
-        sys.exit(code or 0)
-
-
-def _fail(message: str, code: int) -> int:
-    typer.echo("error: " + " ".join(message.split()), err=True)
-    return code
-
-
 app = typer.Typer(
     name="apr",
-    cls=_Verbs,
+    cls=Verbs,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -84,7 +56,7 @@ def verbs(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
 ) -> None:
-    """Adaptive parallel reasoning: language models that spawn and join threads of their own.
+    r"""Adaptive parallel reasoning: language models that spawn and join threads of their own.
 
     A model is posed a Countdown problem: reach the target from the numbers,
     each used exactly once, by + - * and /. It searches in a thread, hands
@@ -92,16 +64,17 @@ def verbs(
     they found, and answers. The answer is checked exactly.
 
     [bold]Watch a model reason[/bold]
-      apr solve 5 13 4 --target 32
-      apr solve 5 13 4 --target 32 --method serial
+      apr solve 22 26 31 53 --target 27
+      apr solve 22 26 31 53 --target 27 --json
 
-    [bold]Train one[/bold]
-      apr sft recipes/mini.toml
-      apr solve 5 13 4 --target 32 --model runs/mini/checkpoint
+    [bold]Train threads, and the same searches told by one thread[/bold]
+      apr sft mini
+      apr sft mini --out runs/one --data data/one \
+        --set demonstrations.telling=serial
 
-    [bold]Know whether it pays[/bold]
-      apr eval runs/mini/checkpoint --method apr
-      apr eval runs/mini-serial/checkpoint --method serial
+    [bold]Know whether threads pay[/bold]
+      apr eval runs/mini/checkpoint --context 128
+      apr eval runs/one/checkpoint --context 128 --method serial
       apr table runs/eval/*.jsonl
     """
     if version:
@@ -125,7 +98,7 @@ def solve(
 ) -> None:
     """Solve one problem, and draw its tree of threads while it runs.
 
-    apr solve 5 13 4 --target 32
+    apr solve 5 13 4 --target 32 --model runs/mini/checkpoint
     """
     posed = Problem(tuple(map(_whole, numbers)), _whole(target))
     from apr import api
@@ -204,9 +177,11 @@ def evaluate(
     console = _console()
     console.print(terminal.scores([row]))
     console.print(f"{seconds_all:.1f} s, {rate:,.0f} tokens/s; traces in {out}", highlight=False)
-    hopeless = sum(not _solved(t) and not solvable(p) for p, t in zip(posed, traces, strict=True))
-    if hopeless:
-        console.print(f"{hopeless} of the problems have no solution.", highlight=False)
+    if problems is not None:
+        missed = [p for p, t in zip(posed, traces, strict=True) if not _solved(t)]
+        num_hopeless = sum(not solvable(p) for p in missed)
+        if num_hopeless:
+            console.print(f"without any solution: {num_hopeless} of them", highlight=False)
 
 
 @app.command(rich_help_panel="Look")
@@ -215,7 +190,7 @@ def table(
 ) -> None:
     """Set stored evaluations side by side, one row for each file of traces.
 
-    apr table runs/eval/mini-apr.jsonl runs/eval/mini-serial-serial.jsonl
+    apr table runs/eval/mini-apr.jsonl runs/eval/one-serial.jsonl
     """
     rows = [_row(file, list(read_traces(file))) for file in files]
     _console().print(terminal.scores(rows))
@@ -242,6 +217,10 @@ def trace(
         found = True
         codec = _codec(stored, model)
         _draw(console, stored, terminal.story(stored, codec) if codec else None)
+        if codec is None:
+            console.print(
+                "  the tokenizer that reads its text is not here: see --model", style="dim"
+            )
     if not found:
         raise DataError(f"{file} has no trace {index}: they are counted from 0")
 
@@ -260,7 +239,7 @@ def grade(
     except (OSError, UnicodeDecodeError) as e:
         raise DataError(f"cannot read answers from {file}: {e}") from e
     # All are read before the first is graded, so that bad input prints nothing.
-    for posed, answer in list(read_answers(text.splitlines(), str(file))):
+    for posed, answer in list(read_answers(text.split("\n"), str(file))):
         typer.echo(json.dumps(grade_answer(posed, answer)._asdict()))
 
 

@@ -1,19 +1,25 @@
-"""Flags that several verbs share, and what they say of how to run a model."""
+"""What the verbs share: flags that say how to run a model, and one sentence for each error."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperGroup
 
 from apr import config
+from apr.errors import AprError, InputError
 
 if TYPE_CHECKING:
     from apr.api import Inference
+
+# Typer exports the leaves of its errors only; this is their base for a flag it cannot read.
+_UsageError: Any = typer.BadParameter.__base__
 
 output = partial(typer.Option, rich_help_panel="Output")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
@@ -85,3 +91,24 @@ def run_flags(verb: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
+
+
+class Verbs(TyperGroup):
+    """Verbs that fail with one sentence: 2 for what the user can mend, 1 for the world."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except (KeyboardInterrupt, typer.Abort):
+            code = 130
+        except _UsageError as e:
+            verb = e.ctx.command_path if e.ctx else "apr"
+            code = _fail(f"{e.format_message().rstrip('.')} (see {verb} --help)", 2)
+        except AprError as e:
+            code = _fail(str(e), 2 if isinstance(e, InputError) else 1)
+        sys.exit(code or 0)
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo("error: " + " ".join(message.split()), err=True)
+    return code

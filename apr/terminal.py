@@ -266,7 +266,7 @@ def scores(rows: Sequence[Row]) -> Table:
     it the longest call of a problem took up.
     """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("model", overflow="fold")
+    table.add_column("model", overflow="fold", min_width=8)
     table.add_column("method", no_wrap=True)
     for name in ("n", "accuracy, 95 %", "tokens", "sequential", "children", "context"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -274,11 +274,13 @@ def scores(rows: Sequence[Row]) -> Table:
         table.add_row(
             model,
             method,
-            f"{s.num_problems}, {s.num_failed} failed" if s.num_failed else f"{s.num_problems}",
+            str(s.num_problems - s.num_failed),
             f"{s.accuracy:.1%} {100 * s.interval.low:.1f}-{100 * s.interval.high:.1f}",
             f"{s.total_tokens:.1f}",
             f"{s.sequential_tokens:.1f}",
             f"{s.num_children:.1f}",
             f"{s.longest_context:.0f}/{context or '?'}",
         )
+    if num_failed := sum(row.summary.num_failed for row in rows):
+        table.caption = f"{num_failed} runs that the engine failed are left out"
     return table

@@ -90,7 +90,7 @@ def number(n: int) -> str:
     return f" {n}"
 
 
-@lru_cache(maxsize=1 << 17)
+@lru_cache(maxsize=1 << 12)
 def step_pieces(step: Step) -> tuple[str, ...]:
     """` a + b = c`"""
     return (number(step.a), " " + step.op, number(step.b), EQUALS, number(step.value))

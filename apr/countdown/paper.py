@@ -213,13 +213,13 @@ def words(max_number: int) -> list[str]:
     return [*PHRASES, *(str(n) for n in range(max(9, max_number) + 1))]
 
 
-@lru_cache(maxsize=1 << 17)
+@lru_cache(maxsize=1 << 12)
 def step_pieces(step: Step) -> tuple[str, ...]:
     """``a+b=c``"""
     return (str(step.a), step.op, str(step.b), "=", str(step.value))
 
 
-@lru_cache(maxsize=1 << 17)
+@lru_cache(maxsize=1 << 12)
 def listed(numbers: tuple[int, ...]) -> tuple[str, ...]:
     """``9, 5, 3``"""
     return tuple(piece for n in numbers for piece in (", ", str(n)))[1:]

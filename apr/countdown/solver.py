@@ -218,7 +218,7 @@ def _draw(bounds: tuple[int, int], rng: random.Random) -> int:
     return low if low == high else rng.randint(low, high)
 
 
-# Caches hold about what one problem needs: larger ones cost the garbage collector more than they save.
+# Caches hold what a few problems need: larger ones cost the garbage collector more than they save.
 @lru_cache(maxsize=1 << 10)
 def successors(numbers: Numbers, max_value: int = 0) -> tuple[tuple[Step, Numbers], ...]:
     """Every state one step away, with the step: fixed order, equal pairs once.

@@ -24,7 +24,7 @@ async def run_problems(
         on_trace: called with each trace as it ends.
 
     Raises:
-        ContextError: the prompt of a problem leaves no room to sample; the other runs are cancelled.
+        ContextError: the prompt of a problem leaves no room to sample; all runs are cancelled.
     """
     gate = asyncio.Semaphore(concurrency)
 

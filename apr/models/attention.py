@@ -51,8 +51,8 @@ class _Group:
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Outputs of the group's tokens, (tokens, H, d)."""
         grouped = q.shape[1] != k.shape[1]
-        padded = (self._pad(t) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(*padded, is_causal=True, enable_gqa=grouped)
+        q, k, v = self._pad(q), self._pad(k), self._pad(v)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         return out.transpose(1, 2).flatten(0, 1).index_select(0, self.real)
 
     def _pad(self, x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def _by_length(segments_BT: Tensor) -> list[tuple[Tensor, Tensor]]:
     real = segments_BT.flatten()[starts] >= 0
     starts, lengths = starts[real], lengths[real]
     size = torch.log2(lengths.float()).floor()
-    return [(starts[size == s], lengths[size == s]) for s in size.unique()]
+    return [(starts[size == s], lengths[size == s]) for s in sorted(set(size.tolist()))]
 
 
 def causal_reference(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,0 +1,491 @@
+"""The verbs as a user types them: what they print, what they leave behind, how they fail."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import apr
+from apr import cli
+from apr.errors import EngineError
+from apr.testing import Reply, ScriptedEngine
+from apr.trace import read_traces, write_traces
+
+RECIPE = """count = 24
+held_out = 24
+context = 160
+largest_number = 40
+[sft]
+steps = 2
+rows = 4
+row_length = 160
+[demonstrations.problems]
+num_numbers = [3, 3]
+high = 9
+target_high = 30
+[demonstrations.solver]
+spawn_depth = 1
+[network]
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+head_dim = 16
+"""
+SOLVE = ("solve", "3", "5", "8", "--target", "29")
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Type ``apr ...``."""
+
+    def type_in(*args: object) -> Ran:
+        with pytest.raises(SystemExit) as exit:
+            cli.app(list(map(str, args)), prog_name="apr")
+        assert isinstance(exit.value.code, int)
+        return Ran(exit.value.code, *capsys.readouterr())
+
+    return type_in
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a user has trained a model with nothing but the command line."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "recipes").mkdir()
+    (home / "recipes" / "tiny.toml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        with pytest.raises(SystemExit) as exit:
+            cli.app(["sft", "tiny", "--workers", "1"], prog_name="apr")
+    assert exit.value.code == 0
+    return home
+
+
+@pytest.fixture
+def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh folder to work in, with its own copy of all that."""
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(apr, "DEMO", Path("runs/tiny/checkpoint"))
+    return tmp_path
+
+
+@contextmanager
+def full_disk(num_bytes: int) -> Iterator[None]:
+    """No file may grow beyond ``num_bytes``."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def assert_bad_input(ran: Ran, *parts: str) -> None:
+    """One sentence on standard error that names what is wrong, and nothing else."""
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1
+    for part in parts:
+        assert part in ran.err
+
+
+def test_help_reads_like_documentation(run: Run) -> None:
+    for args in ([], ["--help"], ["-h"]):
+        ran = run(*args)
+        assert ran.code == 0
+        for verb in ("solve", "eval", "table", "trace", "grade", "data", "sft"):
+            assert verb in ran.out
+        assert "apr solve 22 26 31 53 --target 27" in ran.out
+
+
+@pytest.mark.parametrize("verb", ["solve", "eval", "table", "trace", "grade", "data", "sft"])
+def test_every_verb_has_help(run: Run, verb: str) -> None:
+    ran = run(verb, "--help")
+    assert ran.code == 0
+    assert f"apr {verb}" in ran.out
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"apr {apr.__version__}\n", "")
+
+
+def test_what_needs_no_model_imports_no_torch(here: Path) -> None:
+    traces = here / "traces.jsonl"
+    (here / "answers.jsonl").write_text('{"numbers": [3, 5], "target": 8, "answer": "3 + 5"}\n')
+    write_traces(traces, [])
+    code = (
+        "import sys\nfrom apr import cli\n"
+        "for args in (['--help'], ['grade', 'answers.jsonl'], ['trace', 'traces.jsonl']):\n"
+        "    try: cli.app(args)\n"
+        "    except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_sft_says_what_it_made(here: Path, run: Run) -> None:
+    ran = run("sft", "recipes/tiny.toml", "--workers", 1)
+    assert ran.code == 0
+    lines = ran.out.splitlines()
+    assert lines[0].startswith("data/tiny/train: 24 demonstrations of 24, 100.0% solved, ")
+    assert lines[1].startswith("data/tiny/valid: 24 demonstrations of 24")
+    assert lines[2].startswith("held-out loss ")
+    assert lines[-1] == "checkpoint in runs/tiny/checkpoint"
+
+
+def test_data_takes_overrides(here: Path, run: Run) -> None:
+    ran = run("data", "tiny", "--out", "more", "--workers", 1, "--set", "count=3")
+    assert ran.code == 0
+    assert ran.out.startswith("more/train: 3 demonstrations of 3")
+    assert {"more/train/manifest.json", "more/valid/manifest.json"} <= files(here)
+
+
+def test_solve_draws_the_tree_and_grades(here: Path, run: Run) -> None:
+    ran = run(*SOLVE)
+    assert (ran.code, ran.err) == (0, "")
+    assert "29 : 8 5 3" in ran.out
+    assert " in sequence; 1 thread; longest context " in ran.out
+
+
+def test_solve_for_programs(here: Path, run: Run) -> None:
+    ran = run(*SOLVE, "--json", "--temperature", 1, "--seed", 3, "--context", 60)
+    assert (ran.code, ran.err) == (0, "")
+    facts = json.loads(ran.out)
+    assert facts["numbers"] == [3, 5, 8]
+    assert facts["target"] == 29
+    assert isinstance(facts["correct"], bool)
+    assert facts["total_tokens"] == sum(t["num_tokens"] for t in facts["threads"])
+    assert facts["longest_context"] <= 60
+    assert run(*SOLVE, "--json", "--temperature", 1, "--seed", 3, "--context", 60).code == 0
+
+
+def test_solve_keeps_the_trace_and_trace_draws_it(here: Path, run: Run) -> None:
+    assert run(*SOLVE, "--trace", "kept/trace.jsonl").code == 0
+    (kept,) = read_traces(Path("kept/trace.jsonl"))
+    assert kept.meta["model"] == "runs/tiny/checkpoint"
+    drawn = run("trace", "kept/trace.jsonl")
+    assert (drawn.code, drawn.err) == (0, "")
+    assert "29 : 8 5 3" in drawn.out
+    assert len(drawn.out.splitlines()) > len(run("table", "kept/trace.jsonl").out.splitlines()) - 2
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, reply: Callable[[str], str | Reply]) -> None:
+    """Load the tiny model with an engine that says what ``reply`` says."""
+    from apr import api
+
+    load = api.load
+
+    def load_scripted(checkpoint: Path) -> api.Model:
+        model = load(checkpoint)
+        return api.Model(ScriptedEngine(reply, model.codec), model.codec, model.recipe, model.about)
+
+    monkeypatch.setattr(api, "load", load_scripted)
+
+
+def solution(prompt: str) -> str:
+    if "<joined>" in prompt:
+        return "<join> 8 * 3 = 24 , 24 + 5 = 29</join>"
+    if "," in prompt:
+        return " = 24 : 24 5 24 + 5 = 29 !<join> 8 * 3 = 24 , 24 + 5 = 29</join>"
+    return "<spawn><thread> 29 : 5 , 8 * 3</thread></spawn>"
+
+
+def test_a_solved_problem_is_told_as_an_expression(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, solution)
+    out = run(*SOLVE, "--trace", "t.jsonl").out
+    assert "✓ 8 * 3 + 5 = 29" in out
+    assert "└── ✓ 29 : 5 , 8 * 3" in out
+    assert "2 threads" in out
+    facts = json.loads(run(*SOLVE, "--json").out)
+    assert facts["correct"] is True
+    assert facts["expression"] == "8 * 3 + 5"
+    drawn = run("trace", "t.jsonl").out
+    assert "= 24 : 24 5 24 + 5 = 29 !" in drawn
+
+
+def test_a_live_tree_gives_way_to_the_final_one(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, solution)
+    screen = io.StringIO()
+    console = cli.Console(file=screen, force_terminal=True, width=80, height=20)
+    monkeypatch.setattr(cli, "_console", lambda: console)
+    assert run(*SOLVE).code == 0
+    assert "\x1b[?25l" in screen.getvalue()
+    assert screen.getvalue().endswith(" s\x1b[0m\n")
+
+
+def test_a_failing_engine_is_not_the_users_fault(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, lambda prompt: Reply("", error=EngineError("out of order")))
+    ran = run(*SOLVE, "--trace", "t.jsonl")
+    assert ran.code == 1
+    assert ran.err == "error: EngineError: out of order\n"
+    assert Path("t.jsonl").is_file()
+    assert run("eval", "--count", 2).code == 1
+    assert not Path("runs/eval").exists()
+
+
+def test_eval_prints_a_row_and_keeps_traces(here: Path, run: Run) -> None:
+    ran = run("eval", "--count", 5, "--method", "serial")
+    assert (ran.code, ran.err) == (0, "")
+    assert "tiny" in ran.out
+    assert "traces in runs/eval/tiny-serial.jsonl" in ran.out
+    assert len(list(read_traces(Path("runs/eval/tiny-serial.jsonl")))) == 5
+    rows = run("table", "runs/eval/tiny-serial.jsonl", "runs/eval/tiny-serial.jsonl").out
+    assert rows.count("serial") == 2
+
+
+def test_eval_for_programs(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, lambda prompt: solution(prompt) if "29 :" in prompt else "<join></join>")
+    Path("p.jsonl").write_text(
+        '{"numbers": [3, 5, 8], "target": 29}\n{"numbers": [1, 1, 1], "target": 40}\n'
+    )
+    facts = json.loads(
+        run("eval", "--problems", "p.jsonl", "--json", "--out", "o.jsonl", "--concurrency", 1).out
+    )
+    assert facts["num_problems"] == 2
+    assert facts["accuracy"] == 0.5
+    assert facts["interval"] == pytest.approx([0.0945, 0.9055], abs=1e-4)
+    assert facts["out"] == "o.jsonl"
+    assert "without any solution: 1 of them" in run("eval", "--problems", "p.jsonl").out
+    one = run("eval", "--problems", "p.jsonl", "--count", 1, "--json", "--force")
+    assert json.loads(one.out)["accuracy"] == 1.0
+
+
+def test_eval_poses_the_problems_of_a_recipe(here: Path, run: Run) -> None:
+    recipe = RECIPE.replace("target_high = 30", "target_high = 10")
+    Path("recipes/other.toml").write_text(recipe)
+    assert run("eval", "--task", "other", "--count", 3, "--split", "valid").code == 0
+    traces = list(read_traces(Path("runs/eval/tiny-apr.jsonl")))
+    assert {t.problem["target"] for t in traces} == {10}
+
+
+def test_eval_does_not_replace_traces_unasked(here: Path, run: Run) -> None:
+    out = here / "runs/eval/tiny-apr.jsonl"
+    out.parent.mkdir()
+    out.write_text("precious")
+    assert_bad_input(run("eval", "--count", 2), "runs/eval/tiny-apr.jsonl is there", "--force")
+    assert out.read_text() == "precious"
+    assert run("eval", "--count", 2, "--force").code == 0
+    assert len(list(read_traces(out))) == 2
+
+
+def test_trace_draws_the_one_asked_for_or_all(here: Path, run: Run) -> None:
+    assert run("eval", "--count", 3, "--out", "t.jsonl").code == 0
+    second, every = run("trace", "t.jsonl", "--index", 1).out, run("trace", "t.jsonl", "--all").out
+    assert second in every
+    assert every.count(" in sequence; ") == 3
+    assert_bad_input(run("trace", "t.jsonl", "--index", 3), "no trace 3")
+
+
+def test_trace_shows_no_text_without_the_tokenizer(here: Path, run: Run) -> None:
+    assert run(*SOLVE, "--trace", "t.jsonl").code == 0
+    whole = run("trace", "t.jsonl").out
+    shutil.move("runs/tiny/checkpoint", "elsewhere")
+    bare = run("trace", "t.jsonl").out
+    assert "tokenizer that reads its text is not here" in bare
+    assert "tokenizer" not in whole
+    assert run("trace", "t.jsonl", "--model", "elsewhere").out == whole
+    spoil_tokenizer(here / "elsewhere")
+    assert_bad_input(run("trace", "t.jsonl", "--model", "elsewhere"), "tokenizer in elsewhere")
+
+
+def test_grade_answers_line_by_line(tmp_path: Path, run: Run) -> None:
+    lines = [
+        {"numbers": [22, 26, 31, 53], "target": 27, "answer": "26+(53-31)/22"},
+        {"numbers": [3, 5, 8], "target": 64, "answer": " 5 + 3 = 8 , 8 * 8 = 64"},
+        {"numbers": [3, 5, 8], "target": 64, "answer": "3 * 5"},
+        {"numbers": [3, 5, 8], "target": 64, "answer": None},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    ran = run("grade", tmp_path / "a.jsonl")
+    assert (ran.code, ran.err) == (0, "")
+    verdicts = list(map(json.loads, ran.out.splitlines()))
+    assert [v["correct"] for v in verdicts] == [True, True, False, False]
+    assert all(set(v) == {"correct", "reason"} for v in verdicts)
+
+
+def test_grade_reads_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = '{"numbers": [3, 5], "target": 8, "answer": "3+5"}'
+    monkeypatch.setattr(sys, "stdin", io.StringIO(line))
+    assert run("grade", "-").out == '{"correct": true, "reason": "correct"}\n'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense",
+        "[]",
+        "3",
+        '{"numbers": [3, 5], "target": 8}',
+        '{"numbers": 3, "target": 8, "answer": "3"}',
+        '{"numbers": [-3, 5], "target": 8, "answer": "3"}',
+        '{"numbers": [3, 5], "target": "8", "answer": "3"}',
+        '{"numbers": [3, 5], "target": 8, "answer": 8}',
+        "[" * 100_000,
+        '{"numbers": [' + "9" * 5000 + '], "target": 8, "answer": "8"}',
+    ],
+)
+def test_grade_names_the_line_that_is_no_answer(tmp_path: Path, run: Run, line: str) -> None:
+    good = '{"numbers": [3, 5], "target": 8, "answer": "3+5"}\n'
+    (tmp_path / "a.jsonl").write_text(good + line)
+    assert_bad_input(run("grade", tmp_path / "a.jsonl"), "line 2")
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (("solve", "3", "-5", "7", "--target", "9"), ["number -5", "from 1 up"]),
+        (("solve", "0", "5", "7", "--target", "9"), ["number 0"]),
+        (("solve", "3", "5", "--target", "-8"), ["target -8"]),
+        (("solve", "3", "x", "--target", "8"), ["'x' is no whole number"]),
+        (("solve", "3", "5", "--target", "8.5"), ["'8.5' is no whole number"]),
+        (("solve", "3", "5", "--target", "8", "--modle", "x"), ["'--modle' is no option"]),
+        (("solve", "3", "5"), ["Missing option '--target'", "apr solve --help"]),
+        (("solve", "--target", "8"), ["Missing argument", "apr solve --help"]),
+        (("solve", "1", "1", "1", "--target", "40"), ["no way leads from 1 1 1 to 40"]),
+        ((*SOLVE, "--model", "nothing"), ["no checkpoint at nothing"]),
+        ((*SOLVE, "--context", "4"), ["no room in a context of 4"]),
+        ((*SOLVE, "--context", "0"), ["context is 0"]),
+        ((*SOLVE, "--depth", "-1"), ["depth is -1"]),
+        ((*SOLVE, "--method", "magic"), ["'method'", "'apr', 'serial'", "'magic'"]),
+        ((*SOLVE, "--top-p", "2"), ["top_p"]),
+        ((*SOLVE, "--children", "3"), ["not trained to heed a number of children"]),
+        ((*SOLVE, "--seed", "x"), ["--seed", "apr solve --help"]),
+        (("eval", "nothing"), ["no checkpoint at nothing"]),
+        (("eval", "--problems", "nothing.jsonl"), ["nothing.jsonl"]),
+        (("eval", "--problems", "recipes"), ["recipes"]),
+        (("eval", "--problems", "recipes/tiny.toml"), ["tiny.toml, line 1"]),
+        (("eval", "--problems", os.devnull), ["holds no problem"]),
+        (("eval", "--problems", "p", "--task", "tiny"), ["give one of them"]),
+        (("eval", "--task", "magic"), ["no recipe at magic"]),
+        (("eval", "--split", "magic"), ["--split", "magic"]),
+        (("eval", "--count", "0"), ["--count"]),
+        (("trace", "nothing.jsonl"), ["no trace file at nothing.jsonl"]),
+        (("trace", "recipes/tiny.toml"), ["tiny.toml, line 1"]),
+        (("table", "nothing.jsonl"), ["no trace file at nothing.jsonl"]),
+        (("table", os.devnull), [os.devnull]),
+        (("grade", "nothing.jsonl"), ["cannot read answers from nothing.jsonl"]),
+        (("data", "nothing.toml"), ["no recipe at nothing.toml"]),
+        (("data", "tiny", "--set", "magic=3"), ["unknown key 'magic'"]),
+        (("data", "tiny", "--set", "count=0", "--out", "new"), ["count is 0"]),
+        (("data", "tiny", "--set", "count=3"), ["other settings"]),
+        (("sft", "tiny", "--set", "sft.stepz=3"), ["unknown key 'sft.stepz'", "'steps'"]),
+        (("sft", "tiny", "--set", "sft.steps=3"), ["another recipe", "--out"]),
+        (("slove",), ["slove", "apr --help"]),
+        (("--magic",), ["--magic", "apr --help"]),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, tuple) else None,
+)
+def test_bad_input_gets_one_sentence(
+    here: Path, run: Run, args: tuple[str, ...], parts: list[str]
+) -> None:
+    before = files(here)
+    ran = run(*args)
+    if args[0] == "sft" and "--out" in parts:
+        ran = ran._replace(out="")  # The data, which is fine, was reported first.
+    assert_bad_input(ran, *parts)
+    assert files(here) <= before | {"new/train/plan.json"}
+
+
+def spoil_tokenizer(checkpoint: Path) -> None:
+    path = checkpoint / "tokenizer.json"
+    path.write_text(path.read_text().replace('" 40"', '" 41"'))
+
+
+def test_a_checkpoint_of_another_tokenizer(here: Path, run: Run) -> None:
+    spoil_tokenizer(Path("runs/tiny/checkpoint"))
+    assert_bad_input(run(*SOLVE), "tokenizer.json in runs/tiny/checkpoint")
+
+
+def test_a_recipe_with_a_foreign_key(here: Path, run: Run) -> None:
+    Path("recipes/other.toml").write_text("learning_rate = 3\n" + RECIPE)
+    assert_bad_input(run("sft", "other"), "unknown key 'learning_rate'")
+    assert not Path("runs/other").exists()
+    assert not Path("data/other").exists()
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b[: len(b) // 2], lambda b: b[:60] + b"!!" + b[62:]])
+def test_a_corrupt_shard(here: Path, run: Run, spoil: Callable[[bytes], bytes]) -> None:
+    (shard,) = Path("data/tiny/train").glob("*.parquet")
+    shard.write_bytes(spoil(shard.read_bytes()))
+    before = files(here)
+    ran = run("sft", "tiny", "--out", "runs/new", "--workers", 1)
+    assert_bad_input(ran._replace(out=""), str(shard), "damaged")
+    assert files(here) == before
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (*SOLVE, "--trace", "new/t.jsonl"),
+        ("eval", "--count", "2", "--out", "new/t.jsonl"),
+        ("data", "tiny", "--out", "new", "--workers", "1"),
+    ],
+    ids=lambda args: args[0],
+)
+def test_a_full_disk(here: Path, run: Run, args: tuple[str, ...]) -> None:
+    before = files(here)
+    with full_disk(100):
+        ran = run(*args)
+    assert_bad_input(ran, "cannot write new")
+    assert files(here) == before
+
+
+def test_a_disk_that_fills_up_in_training(here: Path, run: Run) -> None:
+    with full_disk(20_000):
+        ran = run("sft", "tiny", "--out", "new", "--workers", "1")
+    assert_bad_input(ran._replace(out=""), "cannot write new")
+    assert not Path("new/checkpoint").exists()
+    assert not list(Path("new").rglob("*.tmp"))
+    assert run("sft", "tiny", "--out", "new", "--workers", "1").code == 0
+
+
+def test_ctrl_c_ends_quietly(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(prompt: str) -> str:
+        signal.raise_signal(signal.SIGINT)
+        return "<join></join>"
+
+    scripted(monkeypatch, interrupt)
+    for args in (SOLVE, ("eval", "--count", 1)):
+        code, out, err = run(*args)
+        assert (code, out, err.strip()) == (130, "", "")
+    assert not Path("runs/eval").exists()
+
+
+def test_the_program_is_installed() -> None:
+    program = Path(sys.executable).with_name("apr")
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"apr {apr.__version__}\n"
