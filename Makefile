@@ -17,13 +17,21 @@ help: ## what can be made
 install: .venv/installed ## a virtual environment with the package and its tools
 
 demo: .venv/installed ## solve test problems with the checkpoint that comes with the package
-	$(BIN)/python examples/demo.py
+	$(BIN)/apr solve 4 7 9 23 --target 58
+	$(BIN)/apr eval --count 100 --force
+
+SERIAL := --set demonstrations.telling=serial
+EVAL := $(BIN)/apr eval --count 500 --force
 
 mini: .venv/installed ## train threads and serial search from nothing (15 minutes), and compare
-	$(BIN)/python examples/mini.py
+	$(BIN)/apr sft recipes/mini.toml --data data/mini-threads --out runs/mini-threads
+	$(BIN)/apr sft recipes/mini.toml --data data/mini-serial --out runs/mini-serial $(SERIAL)
+	$(EVAL) runs/mini-threads/checkpoint --method apr --out runs/eval/mini-threads.jsonl
+	$(EVAL) runs/mini-serial/checkpoint --method serial --out runs/eval/mini-serial.jsonl
+	$(BIN)/apr table runs/eval/mini-threads.jsonl runs/eval/mini-serial.jsonl
 
 test: .venv/installed ## the tests that need no GPU, no server and no patience
-	$(BIN)/python -m pytest -m "not slow and not gpu and not engines"
+	$(BIN)/python -m pytest
 
 check: .venv/installed ## lint, format, types, layers
 	$(BIN)/ruff check .

@@ -74,6 +74,9 @@ class Recipe:
     largest_number: int = 400
     """Numbers up to this are one token each; larger ones are spelled in digits."""
     network: Network = field(default_factory=Network)
+    verdict_weight: float = 1.0
+    """Weight in the loss of the tokens that say whether an expression hits the target. They decide
+    everything, are few, and nearly all alike: unweighted, they are learnt last."""
     seed: int = 0
     """Of the weights and of the order of batches; the demonstrations have their own."""
 
@@ -289,14 +292,16 @@ def train(recipe: Recipe, run: Path, data: Path, progress: bool = True) -> Losse
     network = Llama(_llama_config(recipe, codec))
     network.init_weights(recipe.seed)
     network.to(default_device())
+    watched = _watched(recipe, codec)
     losses = train_sft(
         network,
         batches,
         held_out,
         recipe.sft,
         run,
-        _watched(recipe, codec),
+        watched,
         progress,
+        weights=dict.fromkeys(watched["verdicts"], recipe.verdict_weight),
     )
     manifest = {
         "recipe": config.to_json(recipe),

@@ -109,6 +109,9 @@ def solve(
     solved = _watch(ready, posed, inference, None if as_json else console)
     if trace is not None:
         write_traces(trace, [solved])
+    trained_on = ready.recipe.demonstrations.problems
+    if not trained_on.covers(posed):
+        typer.echo(f"note: this model was trained on {trained_on}", err=True)
     if as_json:
         typer.echo(json.dumps(api.facts(solved, ready.codec)))
     else:

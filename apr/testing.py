@@ -163,7 +163,9 @@ class ScriptedEngine:
     def _stopped(self, ids: Sequence[int], sampling: Sampling) -> bool:
         if ids[-1] in sampling.stop_ids:
             return True
+        if not sampling.stop_strings:
+            return False
         # A token spells a byte at least, so a stop string never reaches further back than this.
-        reach = max((len(s.encode()) for s in sampling.stop_strings), default=0)
+        reach = max(len(s.encode()) for s in sampling.stop_strings)
         tail = self.codec.decode(ids[-reach:])
         return any(s in tail for s in sampling.stop_strings)

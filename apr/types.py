@@ -64,6 +64,7 @@ class Demonstration(NamedTuple):
     """A solver-written trace, as the training sequences it amounts to."""
 
     sequences: list[list[Segment]]  # the root thread's first; segments alternate who writes
+    succeeded: list[bool]  # for each sequence, whether its thread found what it was asked for
     solved: bool
     num_children: int
     total_tokens: int  # pieces demonstrated, over all threads

@@ -175,6 +175,15 @@ def test_solve_draws_the_tree_and_grades(here: Path, run: Run) -> None:
     assert " in sequence; 1 thread; longest context " in ran.out
 
 
+def test_solve_says_when_a_problem_is_of_another_kind(here: Path, run: Run) -> None:
+    assert "trained on" not in run("solve", "5", "3", "4", "--target", "17").err
+    ran = run("solve", "5", "3", "40", "--target", "25", "--json")
+    assert ran.err == (
+        "note: this model was trained on 3 numbers from 1 to 9, targets from 10 to 30\n"
+    )
+    assert json.loads(ran.out)["numbers"] == [5, 3, 40]
+
+
 def test_solve_for_programs(here: Path, run: Run) -> None:
     ran = run(*SOLVE, "--json", "--temperature", 1, "--seed", 3, "--context", 60)
     assert (ran.code, ran.err) == (0, "")

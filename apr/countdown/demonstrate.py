@@ -9,11 +9,12 @@ import random
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
+from itertools import compress
 
 from apr.countdown import narrate, narrate_paper
 from apr.countdown.narrate import Telling, Text, check_telling
-from apr.countdown.problem import ProblemSpec, Split, problem
-from apr.countdown.solver import SearchConfig, search
+from apr.countdown.problem import Problem, ProblemSpec, Split, problem
+from apr.countdown.solver import Search, SearchConfig, search
 from apr.errors import ConfigError
 from apr.types import Demonstration
 
@@ -46,23 +47,44 @@ class Demonstrate:
     condition: Condition = Condition.NONE
     bin: int = 512
     """Width of a context bin in tokens (paper: 512)."""
+    dead_ends: float = 1.0
+    """Share of the sequences without success, other than the root's first, that are kept to learn
+    from. Most children fail, all alike: fewer of them, and a hit is met more often. Figures of
+    the demonstration count them all."""
     seed: int = 0
     split: Split = Split.TRAIN
 
     def __post_init__(self) -> None:
         check_telling(self.text, self.telling)
+        if not 0 <= self.dead_ends <= 1:
+            raise ConfigError(f"dead_ends is a share between 0 and 1, not {self.dead_ends}")
         if self.bin < 1:
             raise ConfigError(f"bin is the width of a context bin in tokens, not {self.bin}")
 
     def __call__(self, index: int) -> Demonstration:
         posed = problem(self.problems, self.seed, index, self.split)
-        found = search(posed, self.solver, random.Random(f"{self.seed}/{self.split}/{index}"))
+        rng = random.Random(f"{self.seed}/{self.split}/{index}")
+        found = search(posed, self.solver, rng)
+        return self._thin(self._tell(posed, found), rng)
+
+    def _tell(self, posed: Problem, found: Search) -> Demonstration:
         tell = partial(_NARRATE[self.text], posed, found, self.telling)
         if self.condition is Condition.CHILDREN:
             return tell(children=tell().num_children)
         if self.condition is Condition.WINDOW:
             return tell(window=self._bin_of(tell(window=self.bin)))
         return tell()
+
+    def _thin(self, told: Demonstration, rng: random.Random) -> Demonstration:
+        if self.dead_ends >= 1:
+            return told
+        kept = [
+            n == 0 or good or rng.random() < self.dead_ends for n, good in enumerate(told.succeeded)
+        ]
+        return told._replace(
+            sequences=list(compress(told.sequences, kept)),
+            succeeded=list(compress(told.succeeded, kept)),
+        )
 
     def _bin_of(self, told: Demonstration) -> int:
         longest = max(sum(len(s.pieces) for s in sequence) for sequence in told.sequences)

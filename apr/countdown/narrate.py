@@ -56,6 +56,7 @@ def narrate(
     root = teller.tell(found, compact.prompt(problem, children, window))
     return Demonstration(
         sequences=[t.segments for t in teller.threads],
+        succeeded=[t.succeeded for t in teller.threads],
         solved=found.goal is not None,
         num_children=len(teller.threads) - 1,
         total_tokens=sum(t.num_told for t in teller.threads),
@@ -66,8 +67,9 @@ def narrate(
 class _Thread:
     """The text of one thread while it is written."""
 
-    def __init__(self, prompt: list[str]) -> None:
+    def __init__(self, prompt: list[str], succeeded: bool) -> None:
         self.segments = [Segment(prompt, False), Segment([], True)]
+        self.succeeded = succeeded
         self.waited = 0
 
     @property
@@ -91,7 +93,7 @@ class _Teller:
 
     def tell(self, found: Search, prompt: list[str]) -> _Thread:
         """Write the thread that did ``found``, and before it returns, those it spawned."""
-        thread = _Thread(prompt)
+        thread = _Thread(prompt, found.goal is not None)
         self.threads.append(thread)
         if found.start.path:
             result = compact.number(found.start.path[-1].value)

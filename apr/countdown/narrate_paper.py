@@ -33,6 +33,7 @@ def narrate(
     root = teller.tell(found, paper.prompt(problem, serial, children, window), 0)
     return Demonstration(
         sequences=[s for t in teller.threads for s in t.sequences],
+        succeeded=[t.succeeded for t in teller.threads for _ in t.sequences],
         solved=found.goal is not None,
         num_children=len(teller.threads) - 1,
         total_tokens=sum(t.num_told for t in teller.threads),
@@ -43,8 +44,9 @@ def narrate(
 class _Thread:
     """The text of one thread while it is written."""
 
-    def __init__(self, start: Node, prompt: list[str]) -> None:
+    def __init__(self, start: Node, prompt: list[str], succeeded: bool) -> None:
         self.start = start
+        self.succeeded = succeeded
         # The first line of what is told ends the last line of the prompt.
         self.sequences = [[Segment(prompt, False), Segment(["\n"], True)]]
         self.waited = 0
@@ -76,7 +78,7 @@ class _Teller:
 
     def tell(self, found: Search, prompt: list[str], level: int) -> _Thread:
         """Write the thread that did ``found``, and before it returns, those it spawned."""
-        thread = _Thread(found.start, prompt)
+        thread = _Thread(found.start, prompt, found.goal is not None)
         self.threads.append(thread)
         self.search(thread, found, level)
         thread.told.append(paper.END)

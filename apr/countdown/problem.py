@@ -96,6 +96,23 @@ class ProblemSpec:
             if not 1 <= low <= high:
                 raise ProblemError(f"{name} must be a range from 1 up, not {low} to {high}")
 
+    def covers(self, problem: Problem) -> bool:
+        """Whether ``problem`` is of this kind, its solvability aside."""
+        low, high = self.num_numbers
+        return (
+            low <= len(problem.numbers) <= high
+            and all(self.low <= n <= self.high for n in problem.numbers)
+            and self.target_low <= problem.target <= self.target_high
+        )
+
+    def __str__(self) -> str:
+        low, high = self.num_numbers
+        count = f"{low}" if low == high else f"{low} to {high}"
+        return (
+            f"{count} numbers from {self.low} to {self.high}, "
+            f"targets from {self.target_low} to {self.target_high}"
+        )
+
 
 def problem(spec: ProblemSpec, seed: int, index: int, split: Split | str = Split.TRAIN) -> Problem:
     """The problem that ``seed`` and ``index`` name, the same in any order and any process.
@@ -111,7 +128,8 @@ def problem(spec: ProblemSpec, seed: int, index: int, split: Split | str = Split
         if spec.solvable is None or reaches(numbers, target) is spec.solvable:
             return Problem(numbers, target)
     raise ProblemError(
-        f"no problem in the {split} split fits {spec} in {MAX_DRAWS} draws: widen its ranges"
+        f"no problem in the {split} split with {spec} came up in {MAX_DRAWS} draws: "
+        "widen its ranges"
     )
 
 

@@ -43,8 +43,6 @@ class SFTConfig:
     eval_batches: int = 8
     save_every: int = 500
     """Steps between states to resume from."""
-    compile: bool = False
-    """Compile the step with ``torch.compile``; needs a C++ compiler on a CPU."""
 
 
 class Losses(NamedTuple):
@@ -64,12 +62,15 @@ def train_sft(
     watched: Mapping[str, Sequence[int]],
     progress: bool = True,
     after_eval: Callable[[int], Mapping[str, float]] | None = None,
+    weights: Mapping[int, float] | None = None,
 ) -> Losses:
     """Train ``model`` in place, going on from the state in ``run`` if there is one.
 
     Args:
         watched: classes of token ids whose loss is reported apart.
         after_eval: further metrics to log at each evaluation, from the step number.
+        weights: weight in the loss that is trained on, by token id, where it is not 1; losses that
+            are reported are never weighted.
 
     Returns:
         the held-out losses at the end.
@@ -80,7 +81,7 @@ def train_sft(
     device = next(model.parameters()).device
     optimizers = make_optimizers(model, config.optim)
     facts = load_state(run, model, optimizers) or {"step": 0, "tokens": 0}
-    loss_sum = torch.compile(batch_loss) if config.compile else batch_loss
+    weights_V = _weights_of(model, weights or {}).to(device)
     parameters = list(model.parameters())
     losses = Losses(float("nan"), {}, {})
     bar = tqdm(total=config.steps, initial=facts["step"], desc="sft", disable=not progress)
@@ -95,9 +96,10 @@ def train_sft(
             total = torch.zeros((), device=device)
             model.train()
             for batch in batches:
-                loss = loss_sum(model, batch) / num_learnt
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.detach()
+                loss = token_losses(model, batch)
+                weighted = (loss * weights_V[_targets(batch)]).sum() / num_learnt
+                weighted.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach().sum() / num_learnt
             norm = nn.utils.clip_grad_norm_(parameters, config.optim.clip)
             for optimizer in optimizers:
                 optimizer.step()
@@ -126,11 +128,6 @@ def train_sft(
     return losses
 
 
-def batch_loss(model: Llama, batch: Batch) -> Tensor:
-    """Sum of the cross entropy over the tokens to be learnt."""
-    return token_losses(model, batch).sum()
-
-
 def token_losses(model: Llama, batch: Batch) -> Tensor:
     """Cross entropy of each of the B*T positions, 0 where nothing is to be learnt."""
     attend = packed_attention(batch.segments_BT)
@@ -139,6 +136,19 @@ def token_losses(model: Llama, batch: Batch) -> Tensor:
     return F.cross_entropy(
         logits, batch.targets_BT.flatten(), ignore_index=IGNORE, reduction="none"
     )
+
+
+def _targets(batch: Batch) -> Tensor:
+    """Target of each of the B*T positions as an index, any where nothing is to be learnt."""
+    return batch.targets_BT.flatten().clamp(min=0)
+
+
+def _weights_of(model: Llama, weights: Mapping[int, float]) -> Tensor:
+    """Weight of each of the V tokens in the loss."""
+    weights_V = torch.ones(model.config.vocab_size)
+    for id, weight in weights.items():
+        weights_V[id] = weight
+    return weights_V
 
 
 @torch.no_grad()

@@ -83,3 +83,31 @@ def test_settings_that_mean_nothing_are_refused() -> None:
 def test_it_can_be_written_in_a_recipe() -> None:
     conditioned = replace(BASE, text=Text.PAPER, condition=Condition.WINDOW)
     assert config.build(Demonstrate, config.to_json(conditioned)) == conditioned
+
+
+@pytest.mark.parametrize("text", Text)
+def test_dead_ends_are_left_out_and_still_counted(text: Text) -> None:
+    whole = replace(BASE, text=text)
+    kept = dropped = 0
+    for index in range(40):
+        told, thinned = whole(index), replace(whole, dead_ends=0.3)(index)
+        assert thinned[2:] == told[2:], "the figures are those of the whole demonstration"
+        assert thinned.sequences[0] == told.sequences[0]
+        good = [s for s, ok in zip(told.sequences, told.succeeded, strict=True) if ok]
+        assert all(s in thinned.sequences for s in good)
+        kept += thinned.succeeded[1:].count(False)
+        dropped += len(told.sequences) - len(thinned.sequences)
+    assert kept / (kept + dropped) == pytest.approx(0.3, abs=0.1)
+
+
+def test_a_sequence_succeeds_where_its_thread_joins_with_a_path() -> None:
+    for index in range(20):
+        told = BASE(index)
+        for sequence, succeeded in zip(told.sequences, told.succeeded, strict=True):
+            text = "".join(sequence[-1].pieces)
+            assert succeeded == (not text.endswith("<join></join>"))
+
+
+def test_dead_ends_is_a_share() -> None:
+    with pytest.raises(ConfigError, match=r"between 0 and 1, not 1\.5"):
+        Demonstrate(dead_ends=1.5)

@@ -176,3 +176,22 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.jsonl", binary, tmp_path):
         with pytest.raises(DataError, match="cannot read problems"):
             read_problems(path)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "target", "covered"),
+    [
+        ((1, 2, 20), 10, True),
+        ((20, 20, 20), 50, True),
+        ((1, 2, 21), 10, False),
+        ((1, 2, 3), 9, False),
+        ((1, 2, 3), 51, False),
+        ((1, 2), 10, False),
+        ((1, 2, 3, 4), 10, False),
+    ],
+)
+def test_a_kind_of_problem_says_what_it_covers(
+    numbers: tuple[int, ...], target: int, covered: bool
+) -> None:
+    spec = ProblemSpec(num_numbers=(3, 3), high=20, target_high=50)
+    assert spec.covers(Problem(numbers, target)) is covered

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,8 @@ def test_a_resumed_log_drops_the_lines_of_steps_to_be_made_again(tmp_path: Path)
 
 def test_tensorboard_shows_the_resumed_run_alone(tmp_path: Path) -> None:
     write(tmp_path, 1, 5, value=1.0)
+    # TensorBoard tells files of one second apart by a counter that does not sort.
+    time.sleep(1.1)
     write(tmp_path, 4, 6, value=2.0)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in board.Scalars("loss")] == [

@@ -18,7 +18,7 @@ from apr.errors import CheckpointError
 from apr.models.llama import Llama
 from apr.train.log import read_metrics
 from apr.train.optim import Kind, OptimConfig
-from apr.train.sft import Losses, SFTConfig, batch_loss, evaluate, token_losses, train_sft
+from apr.train.sft import Losses, SFTConfig, evaluate, token_losses, train_sft
 from tests.tiny import reference_logits, tiny_config, tiny_model
 
 ROW = 16
@@ -95,7 +95,7 @@ def test_the_loss_of_a_token_is_its_cross_entropy_where_it_is_demonstrated() -> 
         # The first number is given; each of the others is predicted from those before it.
         expected -= logprobs[torch.arange(len(ids) - 1), ids[1:]].sum().item()
     assert losses.sum().item() == pytest.approx(expected, rel=1e-4)
-    assert batch_loss(model, batch).item() == pytest.approx(expected, rel=1e-4)
+    assert token_losses(model, batch).sum().item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(("demonstrated", "counts"), [(False, False), (True, True)])
@@ -104,7 +104,7 @@ def test_what_is_not_demonstrated_is_not_learnt(demonstrated: bool, counts: bool
 
     def loss(last: int) -> float:
         data = sequences([[5, 6, 7, last]], [[False, True, True, demonstrated]])
-        return batch_loss(tiny_model(), batches(data).batch(0)).item()
+        return token_losses(tiny_model(), batches(data).batch(0)).sum().item()
 
     assert (loss(last=8) != loss(last=9)) == counts
 
@@ -119,6 +119,14 @@ def test_accumulation_makes_the_same_updates_as_one_larger_batch(tmp_path: Path)
     torch.testing.assert_close(
         list(parts.parameters()), list(whole.parameters()), atol=1e-3, rtol=1e-3
     )
+
+
+def test_a_weight_of_zero_leaves_a_token_unlearnt(tmp_path: Path) -> None:
+    plain = replace(CONFIG, steps=40, eval_every=40)
+    _, even = train(tmp_path / "even", plain)
+    _, weighted = train(tmp_path / "weighted", plain, weights=dict.fromkeys(WATCHED["even"], 0.0))
+    assert even.by_class["even"] < 1
+    assert weighted.by_class["even"] > 3 * even.by_class["even"]
 
 
 @pytest.mark.parametrize("held_back", [{"warmup": 10**6}, {"clip": 1e-12}])

@@ -1,0 +1,53 @@
+"""The checkpoints that come with the package do what they were trained for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import apr
+from apr import Inference, Problem
+from apr.api import MethodName
+from apr.countdown.problem import Split
+from apr.eval.metrics import summarize
+
+CHECKPOINTS = sorted(p.parent for p in apr.DEMO.parent.glob("*/config.json"))
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS, ids=lambda p: p.name)
+def model(request: pytest.FixtureRequest) -> apr.Model:
+    return apr.load(request.param)
+
+
+def test_demo_is_there() -> None:
+    assert apr.DEMO in CHECKPOINTS
+    size = sum(f.stat().st_size for c in CHECKPOINTS for f in c.iterdir())
+    assert size < 25e6
+
+
+def test_unseen_problems_are_solved(model: apr.Model) -> None:
+    traces = apr.evaluate(model, apr.pose(model.recipe, Split.TEST, 20), Inference())
+    summary = summarize(traces)
+    assert summary.num_failed == 0
+    assert summary.num_correct >= 12, "far below what docs/log.md reports"
+
+
+def test_a_trained_model_nests_and_its_trace_reads_back_equal(tmp_path: Path) -> None:
+    nested = apr.load(apr.DEMO.parent / "nested")
+    trace = apr.solve(nested, Problem((9, 7, 3, 2), 41), Inference(MethodName.APR))
+    assert trace.depth == 2
+    assert trace.num_children > 20
+    apr.write_traces(tmp_path / "nested.jsonl", [trace])
+    assert list(apr.read_traces(tmp_path / "nested.jsonl")) == [trace]
+
+
+def test_greedy_traces_do_not_depend_on_company(model: apr.Model) -> None:
+    problems = apr.pose(model.recipe, Split.TEST, 6)
+    together = apr.evaluate(model, problems)
+    alone = [apr.evaluate(model, [p])[0] for p in problems]
+
+    def ids(trace: apr.Trace) -> list[tuple[int, ...]]:
+        return [c.ids for t in trace.threads for c in t.calls]
+
+    assert list(map(ids, together)) == list(map(ids, alone))
