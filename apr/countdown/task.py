@@ -1,4 +1,4 @@
-"""Countdown as a task: prompts and answers of each text, problem sets, and what reads each text."""
+"""Countdown as a task: prompts and answers of each text, and what reads each text."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ from apr.countdown.compact import Compact, CompactPasta
 from apr.countdown.grade import grade
 from apr.countdown.narrate import Telling, Text, check_telling
 from apr.countdown.paper import Paper
-from apr.countdown.problem import Problem, ProblemSpec
+from apr.countdown.problem import Problem
 from apr.interfaces import Dialect
 from apr.types import Grade
-
-PROBLEMS: dict[str, ProblemSpec] = {
-    "mini": ProblemSpec(num_numbers=(3, 3), low=1, high=20, target_low=10, target_high=50),
-    "paper": ProblemSpec(),
-}
-"""Named problem sets: one to learn in minutes, and the paper's (section 4.1)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,8 @@ import pytest
 from apr.countdown.compact import Compact, CompactPasta
 from apr.countdown.narrate import Telling, Text
 from apr.countdown.paper import Paper
-from apr.countdown.problem import Problem, problem
+from apr.countdown.problem import Problem
 from apr.countdown.task import (
-    PROBLEMS,
     Countdown,
     decisive_words,
     dialect_of,
@@ -94,12 +93,3 @@ def test_each_text_has_a_tokenizer(text: Text) -> None:
         assert codec.token_id(stop) is not None
     for members in decisive_words(text).values():
         assert all(word in codec.vocabulary for word in members)
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_named_problems_can_be_drawn(name: str) -> None:
-    spec = PROBLEMS[name]
-    for index in range(20):
-        posed = problem(spec, 0, index)
-        assert spec.num_numbers[0] <= len(posed.numbers) <= spec.num_numbers[1]
-        assert spec.target_low <= posed.target <= spec.target_high
