@@ -17,8 +17,8 @@ help: ## what can be made
 install: .venv/installed ## a virtual environment with the package and its tools
 
 demo: .venv/installed ## solve test problems with the checkpoint that comes with the package
-	$(BIN)/apr solve 4 7 9 23 --target 58
-	$(BIN)/apr eval --count 100 --force
+	$(BIN)/apr solve 26 9 2 3 --target 73
+	$(BIN)/apr eval --count 30 --force
 
 SERIAL := --set demonstrations.telling=serial
 EVAL := $(BIN)/apr eval --count 500 --force

@@ -54,7 +54,7 @@ class EmbeddedEngine:
     """Implements ``apr.interfaces.Engine`` over a network in this process.
 
     The weights are the caller's: training them in place changes what is sampled next. Call
-    ``weights_changed`` then, so that no key of the old weights is met again.
+    ``weights_changed`` then, so that nothing of the old weights is met again.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class EmbeddedEngine:
             ConfigError: the memory for keys and values does not hold one page.
         """
         self.model = model
+        model.pack()
         self.config = config = config or EngineConfig()
         self.codec = codec
         weight = model.embed_tokens.weight
@@ -107,7 +108,8 @@ class EmbeddedEngine:
             self.scheduler.remove(sequence)
 
     def weights_changed(self) -> None:
-        """Forget every cached prefix; between requests only."""
+        """Forget all that was derived from the old weights; between requests only."""
+        self.model.pack()
         self.scheduler.cache.clear()
 
     def _check(self, prompt_ids: Ids[int], sampling: Sampling) -> None:

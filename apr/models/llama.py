@@ -47,17 +47,29 @@ class Attend(Protocol):
 
 
 class Linear(nn.Linear):
-    """A projection without bias; where nothing is learnt, in the order that suits a CPU."""
+    """A projection without bias, which can keep its matrix in the order that suits a CPU."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
+        self.packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Reorder a copy of the matrix as oneDNN reads it best; used where nothing is learnt."""
+        w = self.weight
+        if w.device.type == "cpu" and w.dtype == torch.float32 and _can_pack():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(w.detach(), None)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_inference_mode_enabled() and x.device.type == "cpu":
-            # Few rows against a large matrix: the library is 1.3 to 1.6 times as fast with the
-            # matrix on the left.
-            return torch.mm(self.weight, x.t()).t().contiguous()
+        if self.packed is not None and torch.is_inference_mode_enabled():
+            out = torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+            return cast(Tensor, out)
         return F.linear(x, self.weight)
+
+
+def _can_pack() -> bool:
+    # The operators that torch's own compiler packs with; not part of its public interface.
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    return all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
 class Attention(nn.Module):
@@ -139,6 +151,12 @@ class Llama(nn.Module):
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """(N, D) -> (N, V)."""
         return cast(Tensor, self.lm_head(hidden_ND))
+
+    def pack(self) -> None:
+        """Ready the weights for inference; to be called again whenever they have changed."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack()
 
     @property
     def num_parameters(self) -> int:

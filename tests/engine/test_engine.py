@@ -163,12 +163,14 @@ def test_cancelling_frees_pages_at_once_and_nobody_else_notices(network: Llama) 
     assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_pages
 
 
-def test_changed_weights_are_never_answered_from_the_cache() -> None:
+# float32 weights are packed for the CPU, float64 ones are not.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_changed_weights_are_never_met_again(dtype: torch.dtype) -> None:
     def fresh(seed: int) -> Llama:
         model = Llama(config)
         model.init_weights(seed)
         model.lm_head.weight.data.mul_(50)
-        return model.double().eval()
+        return model.to(dtype).eval()
 
     config = _config()
     trained, prompt = fresh(1), prompts(1, seed=4)[0] * 2
