@@ -31,14 +31,18 @@ from apr.interfaces import Codec, Engine
 from apr.methods import Method
 from apr.methods.apr import APR
 from apr.methods.serial import Serial
-from apr.models.checkpoint import default_device, load_checkpoint, read_config, save_checkpoint
+from apr.models.checkpoint import (
+    MANIFEST,
+    default_device,
+    load_checkpoint,
+    read_config,
+    save_checkpoint,
+)
 from apr.models.llama import Llama, LlamaConfig
 from apr.runtime import ChildContext, Limits, Observer, Runtime
 from apr.trace import Trace, num_sampled
 from apr.train.sft import Losses, SFTConfig, train_sft
 from apr.types import Sampling
-
-MANIFEST = "apr.json"
 
 
 @dataclass(frozen=True, slots=True)

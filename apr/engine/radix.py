@@ -36,7 +36,6 @@ class RadixCache:
         self.root = Node((), -1, None)
         # Leaves, the one idle longest first; a dict keeps the order of insertion.
         self._leaves: dict[Node, None] = {}
-        self.num_nodes = 0
 
     def match(self, ids: Sequence[int]) -> list[int]:
         """Pages of the longest cached prefix of ``ids``; the caller becomes a holder of each."""
@@ -66,7 +65,6 @@ class RadixCache:
                 self._leaves.pop(node, None)
                 self._leaves[child] = None
                 self.pool.hold([page])
-                self.num_nodes += 1
             node = child
         self._touch(node)
 
@@ -88,7 +86,6 @@ class RadixCache:
             self.pool.release([node.page])
         self.root.children.clear()
         self._leaves.clear()
-        self.num_nodes = 0
 
     def nodes(self) -> Iterator[Node]:
         """Every node below the root."""
@@ -99,9 +96,8 @@ class RadixCache:
             yield node
 
     def check(self) -> None:
-        """Assert that links, leaves and counts agree with each other."""
+        """Assert that links, leaves and holders agree with each other."""
         nodes = list(self.nodes())
-        assert len(nodes) == self.num_nodes
         assert len({n.page for n in nodes}) == len(nodes), "a page is cached twice"
         assert {n for n in nodes if not n.children} == set(self._leaves)
         for node in nodes:
@@ -130,7 +126,6 @@ class RadixCache:
         del parent.children[leaf.key]
         del self._leaves[leaf]
         self.pool.release([leaf.page])
-        self.num_nodes -= 1
         if parent is not self.root and not parent.children:
             self._leaves[parent] = None
         return parent

@@ -42,7 +42,12 @@ class Sequence:
         return len(self.ids) - self.num_prompt
 
     def append(self, id: int, logprob: float, decode: Callable[[Ids[int]], str] | None) -> None:
-        """Take a sampled id; resolves ``future`` if it was the last."""
+        """Take a sampled id; resolves ``future`` if it was the last.
+
+        Whoever was cancelled since the step began no longer waits, and hears nothing more.
+        """
+        if self.future.done():
+            return
         self.ids.append(id)
         self.logprobs.append(logprob)
         try:

@@ -23,6 +23,8 @@ from apr.files import new_directory
 from apr.models.llama import Llama, LlamaConfig
 
 TOKENIZER = "tokenizer.json"
+MANIFEST = "apr.json"
+"""How a checkpoint came to be; other programs pass over it."""
 
 # What our network does, and no other way, under the names of ``config.json``.
 _ONLY = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
@@ -39,7 +41,7 @@ def save_checkpoint(
 
     Args:
         tokenizer_json: text of a Hugging Face ``tokenizers`` file.
-        manifest: how the checkpoint came to be, written to ``apr.json``.
+        manifest: how the checkpoint came to be, written to ``MANIFEST``.
         dtype: store the weights in this type instead of their own.
 
     Raises:
@@ -57,7 +59,7 @@ def save_checkpoint(
             tokenizer_config = _tokenizer_config(model.config, tokenizer_json)
             _write_json(tmp / "tokenizer_config.json", tokenizer_config)
         if manifest is not None:
-            _write_json(tmp / "apr.json", manifest)
+            _write_json(tmp / MANIFEST, manifest)
 
 
 def default_device() -> torch.device:

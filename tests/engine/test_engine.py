@@ -163,6 +163,33 @@ def test_cancelling_frees_pages_at_once_and_nobody_else_notices(network: Llama) 
     assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_pages
 
 
+def test_one_cancelled_in_the_step_that_would_end_it_harms_nobody(network: Llama) -> None:
+    """A sibling's success cancels just like this: between one sampled id and the next."""
+    engine = EmbeddedEngine(network)
+    tasks: list[asyncio.Task[Completion]] = []
+    heard: list[int] = []
+
+    def cancel_the_other(id: int) -> None:
+        heard.append(id)
+        if len(heard) == 3:
+            tasks[1].cancel()
+
+    async def run() -> list[object]:
+        listeners = (cancel_the_other, None, None)
+        tasks.extend(
+            asyncio.create_task(engine.generate([1, 2, n], Sampling(3), listener))
+            for n, listener in enumerate(listeners)
+        )
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, cancelled, third = asyncio.run(run())
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert isinstance(first, Completion)
+    assert isinstance(third, Completion)
+    engine.scheduler.check()
+    assert not engine.scheduler.running
+
+
 # float32 weights are packed for the CPU, float64 ones are not.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_changed_weights_are_never_met_again(dtype: torch.dtype) -> None:
