@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -32,12 +33,14 @@ from apr.errors import (
     StorageError,
 )
 from apr.eval.metrics import summarize
-from apr.flags import Json, Overrides, RunFlags, Verbs, Workers, output, run_flags
+from apr.flags import Engine, Json, Overrides, RunFlags, Verbs, Workers, output, run_flags
 from apr.trace import Trace, read_traces, write_traces
 
 if TYPE_CHECKING:
     from apr.api import Inference, Model, Recipe
     from apr.interfaces import Codec
+
+T = TypeVar("T")
 
 _MODEL = "Checkpoint; the packaged demo by default."
 
@@ -92,6 +95,7 @@ def solve(
     ],
     target: Annotated[str, typer.Option(help="What to make of them.")],
     model: Annotated[Path | None, typer.Option(metavar="DIR", help=_MODEL)] = None,
+    engine: Engine = None,
     how: RunFlags,
     as_json: Json = False,
     trace: Annotated[Path | None, output(metavar="FILE", help="Keep the trace there.")] = None,
@@ -104,7 +108,7 @@ def solve(
     from apr import api
 
     inference = how.inference()
-    ready = api.load(model or apr.DEMO)
+    ready = api.load(model or apr.DEMO, engine)
     console = _console()
     solved = _watch(ready, posed, inference, None if as_json else console)
     if trace is not None:
@@ -124,7 +128,9 @@ def solve(
 @run_flags
 def evaluate(
     *,
-    model: Annotated[Path | None, typer.Argument(help=_MODEL)] = None,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL|GRID.toml]", help=f"{_MODEL} Or a grid.")
+    ] = None,
     problems: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help='JSON lines, or a list, of {"numbers": [], "target": n}'),
@@ -138,6 +144,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="How many; by default 500, of a file all.")
     ] = None,
     problem_seed: Annotated[int, typer.Option(help="Other seeds, other problems.")] = 0,
+    engine: Engine = None,
     how: RunFlags,
     concurrency: Annotated[int, typer.Option(min=1, help="Problems at the same time.")] = 64,
     out: Annotated[
@@ -146,11 +153,28 @@ def evaluate(
     ] = None,
     force: Annotated[bool, output("--force", help="Replace that file.")] = False,
     as_json: Json = False,
+    overrides: Overrides = None,
 ) -> None:
     """Solve many problems: how many are right, and what it cost.
 
     apr eval runs/mini/checkpoint --method apr --count 200
+
+    With a grid, a TOML file of models, methods and budgets, all of them in turn; --out names a
+    folder, by default runs/eval/GRID, and --set changes the grid. Given again, it goes on where it
+    was cut off. All other settings stand in the grid.
+
+    apr eval recipes/grid.toml --set count=50
     """
+    if model is not None and model.suffix == ".toml":
+        elsewhere = [problems, task, count, engine, how != RunFlags(), force, problem_seed]
+        if any(elsewhere) or split is not Split.TEST or concurrency != 64:
+            raise ConfigError(
+                f"{model} is a grid, which says itself how to run: give only --out, --set, --json"
+            )
+        _evaluate_grid(model, out or Path("runs", "eval", model.stem), overrides, as_json)
+        return
+    if overrides:
+        raise ConfigError("--set changes a grid, and this is none: give the flags themselves")
     checkpoint = model or apr.DEMO
     out = out or Path("runs", "eval", f"{_name(checkpoint)}-{how.method}.jsonl")
     if out.exists() and not force:
@@ -164,7 +188,7 @@ def evaluate(
 
     inference = how.inference()
     recipe = _recipe(task) if task is not None else None
-    ready = api.load(checkpoint)
+    ready = api.load(checkpoint, engine)
     if problems is None:
         posed = api.pose(recipe or ready.recipe, split, count or 500, problem_seed)
     start = time.perf_counter()
@@ -185,6 +209,25 @@ def evaluate(
         num_hopeless = sum(not solvable(p) for p in missed)
         if num_hopeless:
             console.print(f"without any solution: {num_hopeless} of them", highlight=False)
+
+
+@app.command(rich_help_panel="Look")
+def report(
+    results: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="Folder that apr eval GRID.toml filled.")
+    ],
+    out: Annotated[
+        Path | None, output(metavar="DIR", help="By default the folder report in RESULTS.")
+    ] = None,
+) -> None:
+    """Draw a grid's results: one page of figures and tables, beside those of the paper.
+
+    apr report runs/eval/grid
+    """
+    from apr.eval.report import write_report
+
+    page = write_report(results, out or results / "report")
+    typer.echo(f"report in {page}")
 
 
 @app.command(rich_help_panel="Look")
@@ -282,6 +325,62 @@ def sft(
     typer.echo(f"checkpoint in {run / 'checkpoint'}")
 
 
+@app.command(rich_help_panel="Train")
+def grpo(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or a name such as grpo.")],
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="By default runs/RECIPE.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train a model further on whole trees of threads, by the grade of their answers (GRPO).
+
+    Goes on where it was cut off. On several devices: torchrun --nproc-per-node N -m apr grpo RECIPE
+    """
+    from apr import api
+
+    loaded = _load(recipe, api.RLRecipe, overrides)
+    run = out or Path("runs", Path(recipe).stem)
+    api.reinforce(loaded, run, sys.stderr.isatty())
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"checkpoint in {run / 'checkpoint'}")
+
+
+servers = typer.Typer(cls=Verbs, help="Real servers that run a checkpoint.")
+app.add_typer(servers, name="engine", rich_help_panel="Reason")
+
+
+@servers.command()
+def launch(
+    server: Annotated[str, typer.Argument(metavar="sglang|vllm", help="What to start.")],
+    model: Annotated[Path, typer.Argument(help="Checkpoint.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    python: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Interpreter of the environment that has the server."),
+    ] = None,
+    log: Annotated[Path, output(metavar="FILE", help="What the server prints.")] = Path(
+        "runs", "engine.log"
+    ),
+    flags: Annotated[
+        list[str] | None, typer.Argument(help="Flags of the server's own, after --.")
+    ] = None,
+) -> None:
+    """Start SGLang or vLLM with the flags that trees of threads want; Ctrl-C stops it.
+
+    apr engine launch vllm runs/mini/checkpoint --python ~/vllm/bin/python
+    """
+    from apr.remote import Launch, Server, serve
+
+    try:
+        kind = Server(server)
+    except ValueError:
+        raise ConfigError(f"no server {server!r}: apr starts sglang and vllm") from None
+    interpreter = python or Path(sys.executable)
+    start = Launch(kind, model, interpreter, host=host, port=port, flags=tuple(flags or ()))
+    typer.echo(f"starting {kind}; what it prints is in {log}", err=True)
+    serve(start, log, lambda address: typer.echo(f"ready: --engine {address}"))
+
+
 def main() -> None:
     """Entry point of the program ``apr``."""
     app(prog_name="apr")
@@ -296,13 +395,17 @@ def _whole(text: str) -> int:
 
 
 def _recipe(name: str, overrides: list[str] | None = None) -> Recipe:
-    """The recipe in a file, or that of a name, here or beside the package."""
     from apr.api import Recipe
 
+    return _load(name, Recipe, overrides)
+
+
+def _load(name: str, kind: type[T], overrides: list[str] | None) -> T:
+    """The recipe in a file, or that of a name, here or beside the package."""
     places = [Path("recipes"), Path(apr.__file__).parents[1] / "recipes"]
     named = [path for place in places if (path := place / f"{name}.toml").is_file()]
     path = Path(name) if Path(name).is_file() or not named else named[0]
-    return config.load(path, Recipe, overrides or [])
+    return config.load(path, kind, overrides or [])
 
 
 def _name(checkpoint: Path) -> str:
@@ -345,6 +448,40 @@ def _evaluate(model: Model, posed: list[Problem], how: Inference, concurrency: i
     if traces and all(t.error is not None for t in traces):
         raise EngineError(f"every run failed: {traces[0].error}")
     return traces
+
+
+def _evaluate_grid(path: Path, out: Path, overrides: list[str] | None, as_json: bool) -> None:
+    from tqdm import tqdm
+
+    from apr import api
+    from apr.eval.cell import Cell
+
+    planned = api.plan_grid(config.load(path, api.GridRecipe, overrides or []))
+    changed = [word for override in overrides or [] for word in ("--set", override)]
+    command = shlex.join(["apr", "eval", str(path), "--out", str(out), *changed])
+    num_done = num_correct = 0
+    total = sum(cell.count for cell, _, _ in planned)
+    with tqdm(total=total, disable=not sys.stderr.isatty(), smoothing=0.05) as bar:
+
+        def begin(cell: Cell) -> None:
+            nonlocal num_done, num_correct
+            num_done = num_correct = 0
+            bar.set_description(f"{cell.model}, {cell.title}")
+
+        def count(trace: Trace) -> None:
+            nonlocal num_done, num_correct
+            num_done, num_correct = num_done + 1, num_correct + _solved(trace)
+            bar.set_postfix(accuracy=f"{num_correct / num_done:.1%}")
+            bar.update()
+
+        ran = api.run_grid(planned, out, command, begin, count)
+    rows = [terminal.Row(r.cell.model, r.cell.title, r.context, r.summary) for r in ran]
+    if as_json:
+        typer.echo(json.dumps([row.to_json() for row in rows]))
+        return
+    console = _console()
+    console.print(terminal.scores(rows))
+    console.print(f"{len(rows)} cells in {out}: apr report {out} draws them", highlight=False)
 
 
 def _solved(trace: Trace) -> bool:

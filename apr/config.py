@@ -54,6 +54,13 @@ def build(cls: type[T], raw: dict[str, Any], where: str = "") -> T:
     return cls(**values)
 
 
+def check_least(least: float, **values: float) -> None:
+    """Raises ConfigError that names the first of ``values`` below ``least``."""
+    for name, value in values.items():
+        if value < least:
+            raise ConfigError(f"{name} is {value}: give {least} or more")
+
+
 def to_json(value: Any) -> Any:
     """Plain values of a config, for a manifest; ``build`` gives back an equal config."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

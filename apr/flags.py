@@ -24,13 +24,26 @@ _UsageError: Any = typer.BadParameter.__base__
 output = partial(typer.Option, rich_help_panel="Output")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
 _limit = partial(typer.Option, rich_help_panel="Limits")
+_method = partial(typer.Option, rich_help_panel="Methods that sample")
 
-_METHOD = "apr: threads as the model spawns them; serial: one thread that may not spawn."
+_METHOD = (
+    "apr: threads as the model spawns them; serial: one thread that may not spawn; pasta; or one "
+    "that samples: best_of_n, self_consistency, multi_agent, hogwild, tree_of_thoughts."
+)
+_VALUE = "What a thought is worth: its mean logprob, or rollouts that claim an answer."
 _WINDOW = "Context window to condition on, for models trained so."
 _CHILDREN = "Child threads to condition on, for models trained so."
 _FIRST = "The first child to succeed cancels its siblings."
 
 Json = Annotated[bool, output("--json", help="Print one JSON object, and nothing else.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="ADDRESS",
+        help="Server that runs the checkpoint: vllm://host:port, sglang://..., several by commas.",
+    ),
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")]
 Overrides = Annotated[
     list[str] | None,
@@ -42,7 +55,20 @@ Overrides = Annotated[
 class RunFlags:
     """How to run a model, as flags."""
 
-    method: Annotated[str, typer.Option(metavar="apr|serial", help=_METHOD)] = "apr"
+    method: Annotated[str, typer.Option(metavar="NAME", help=_METHOD)] = "apr"
+    samples: Annotated[int, _method(help="How many, for methods that sample.")] = 8
+    within: Annotated[str, _method(metavar="serial|apr", help="What they are of.")] = "serial"
+    chooser: Annotated[
+        str, _method(metavar="first|logprob|oracle", help="Which of them best_of_n takes.")
+    ] = "first"
+    taken: Annotated[
+        str, _method(metavar="first|vote", help="Which claim of its workers hogwild takes.")
+    ] = "first"
+    tree_depth: Annotated[int, _method(help="Levels of thoughts.")] = 3
+    beam: Annotated[int, _method(help="Thoughts kept of a level.")] = 5
+    proposals: Annotated[int, _method(help="Thoughts sampled after each that was kept.")] = 5
+    value: Annotated[str, _method(metavar="logprob|rollouts", help=_VALUE)] = "logprob"
+    rollouts: Annotated[int, _method(help="How many value a thought.")] = 3
     temperature: Annotated[float, _sampling(help="0 is greedy.")] = 0.0
     top_p: Annotated[float, _sampling(help="Nucleus mass to sample from; 1 is all.")] = 1.0
     top_k: Annotated[int, _sampling(help="Likeliest tokens to sample from; 0 is all.")] = 0
@@ -63,6 +89,8 @@ class RunFlags:
         from apr.api import Inference
 
         raw = asdict(self)
+        tree = {name: raw.pop(name) for name in ("beam", "proposals", "value", "rollouts")}
+        raw["tree"] = {"depth": raw.pop("tree_depth"), **tree}
         limits = {name: raw.pop(name) for name in ("context", "depth", "threads", "seconds")}
         limits |= {"children": raw.pop("max_children"), "total_tokens": raw.pop("tokens")}
         raw["limits"] = {name: value for name, value in limits.items() if value is not None}

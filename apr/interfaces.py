@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from apr.types import Completion, Grade, Ids, Sampling
 
@@ -36,6 +36,46 @@ class Engine(Protocol):
         Raises:
             EngineError: the engine is down, or failed.
             ContextError: prompt and ``max_tokens`` exceed the context.
+        """
+        ...
+
+
+@runtime_checkable
+class SharedEngine(Engine, Protocol):
+    """An engine whose workers can see each other's tokens as they are written; few can do that."""
+
+    async def generate_together(
+        self,
+        prompt_ids: Sequence[int],
+        openings: Sequence[Sequence[int]],
+        samplings: Sequence[Sampling],
+        context: int | None = None,
+        on_token: Callable[[int, int], None] | None = None,
+        on_end: Callable[[int, Completion], bool] | None = None,
+    ) -> list[Completion | None]:
+        """Sample one completion for each worker, a token of each at a time.
+
+        A worker goes on from the prompt, then what the others have written so far, then its own.
+        Cancelling the awaiting task cancels all workers and frees what they held at once.
+
+        Args:
+            openings: what each worker has written before it begins; where that is nothing, its
+                first token follows the prompt alone.
+            samplings: how each worker samples.
+            context: most tokens of the prompt and all that is written, where less than the
+                engine's. Where a token more of each does not fit, all end with LENGTH.
+            on_token: called with a worker's number and each id as it is sampled.
+            on_end: called with a worker's number and its completion once it has ended, in the order
+                of steps, then of numbers. Where it returns False, all others stop where they are.
+
+        Returns:
+            for each worker its completion; None where it was stopped.
+
+        Raises:
+            EngineError: the engine is down, or failed.
+            ContextError: the context does not hold the prompt, the openings and a token of each
+                worker, or not a worker's ``max_tokens`` after its opening.
+            ConfigError: there are more workers than the engine's memory holds at once.
         """
         ...
 
@@ -144,6 +184,10 @@ class Task(Protocol[P_contra]):
 
     def answer(self, message: str) -> str | None:
         """The answer claimed in the root's final message; None where it claims there is none."""
+        ...
+
+    def canonical(self, answer: str) -> str:
+        """``answer`` in a form in which equal claims are equal, right or wrong. Never raises."""
         ...
 
     def grade(self, problem: P_contra, answer: str | None) -> Grade: ...

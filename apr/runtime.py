@@ -86,7 +86,8 @@ class Runtime:
     dialect: Dialect
     sampling: Sampling
     """For every call; ``max_tokens`` is cut to what context and limits leave. With a seed, each
-    call gets its own, made from the seed, the thread's path and the number of the call."""
+    call gets its own, made from the seed, its prompt, the thread's path and the number of the call,
+    so that problems sampled with one seed are independent of each other."""
     limits: Limits = field(default_factory=Limits)
     child_context: ChildContext = ChildContext.FRESH
     first_success: bool = False
@@ -104,19 +105,34 @@ class Runtime:
         Raises:
             ContextError: ``prompt`` leaves no room for one sampled token.
         """
-        prompt_ids = self.start_ids(prompt)
-        if len(prompt_ids) >= self.context:
-            raise ContextError(
-                f"the prompt has {len(prompt_ids)} tokens, which leaves no room in a context of "
-                f"{self.context}: shorten the prompt or use a longer context"
-            )
+        return await self.go_on(self.root_ids(prompt), (), prompt, observer)
+
+    async def go_on(
+        self, prompt_ids: Ids, written: Ids, message: str, observer: Observer | None = None
+    ) -> Trace:
+        """Run a thread that stands half written, and all that it spawns. As ``run``, but a context
+        without room is data.
+
+        Args:
+            written: what follows the prompt already; the dialect reads it as the thread's own.
+            message: what the trace says that the thread was given.
+        """
         run = _Run(self, observer or Observer())
         try:
-            await run.live(run.open((), prompt, run.purse), prompt_ids)
+            await run.live(run.open((), message, run.purse), prompt_ids, written)
         except EngineError as e:
             run.close((), End.FAILED)
             return run.trace(error=f"{type(e).__name__}: {e}")
+        except asyncio.CancelledError:
+            run.close((), End.CANCELLED)
+            raise
         return run.trace(error=None)
+
+    def reseeded(self, number: int) -> Runtime:
+        """The same for one of several runs on one prompt: where seeded, with a seed of its own."""
+        seed = self.sampling.seed
+        seed = None if seed is None else derived_seed(seed, number)
+        return replace(self, sampling=replace(self.sampling, seed=seed))
 
     @property
     def context(self) -> int:
@@ -127,6 +143,20 @@ class Runtime:
         """Prompt ids of a context that holds nothing but ``text``."""
         bos = () if self.codec.bos_id is None else (self.codec.bos_id,)
         return bos + self.codec.encode(text)
+
+    def root_ids(self, prompt: str) -> Ids:
+        """``start_ids`` of a whole run.
+
+        Raises:
+            ContextError: ``prompt`` leaves no room for one sampled token.
+        """
+        prompt_ids = self.start_ids(prompt)
+        if len(prompt_ids) >= self.context:
+            raise ContextError(
+                f"the prompt has {len(prompt_ids)} tokens, which leaves no room in a context of "
+                f"{self.context}: shorten the prompt or use a longer context"
+            )
+        return prompt_ids
 
     def child_ids(self, parent: Call, message: str) -> Ids:
         """Prompt ids of a child that ``parent`` spawned with ``message``."""
@@ -151,14 +181,15 @@ class Runtime:
             ids = ids[:-1]
         return self.codec.decode(prompt), self.codec.decode(ids)
 
-    def sampling_of(self, path: Path, number: int, max_tokens: int) -> Sampling:
+    def sampling_of(self, path: Path, number: int, prompt_ids: Ids, max_tokens: int) -> Sampling:
         """How to sample call ``number`` of the thread at ``path``."""
+        seed = self.sampling.seed
         stops = {s: self.codec.token_id(s) for s in self.dialect.stops}
         ids = [self.codec.eos_id, *stops.values()]
         return replace(
             self.sampling,
             max_tokens=max_tokens,
-            seed=None if self.sampling.seed is None else _seed(self.sampling.seed, path, number),
+            seed=None if seed is None else derived_seed(seed, prompt_ids, path, number),
             stop_ids=self.sampling.stop_ids + tuple(i for i in ids if i is not None),
             stop_strings=self.sampling.stop_strings
             + tuple(s for s, id in stops.items() if id is None),
@@ -229,22 +260,27 @@ class _Run:
         )
         self.threads: dict[Path, _Thread] = {}
 
-    async def live(self, thread: _Thread, prompt_ids: Ids) -> Join | Malformed:
-        """Decode ``thread`` until it joins or cannot go on; returns what its parent is told."""
+    async def live(self, thread: _Thread, prompt_ids: Ids, written: Ids = ()) -> Join | Malformed:
+        """Decode ``thread`` until it joins or cannot go on; returns what its parent is told.
+
+        Args:
+            written: what the thread has written after its prompt, in calls that are not its own.
+        """
         while True:
-            max_tokens, reason = self.allowance(thread, prompt_ids)
+            max_tokens, reason = self.allowance(thread, prompt_ids + written)
             if max_tokens < 1:
                 break
-            call = await self.call(thread, prompt_ids, max_tokens)
+            call = await self.call(thread, prompt_ids + written, max_tokens)
             if call.finish_reason is None:
                 reason = self.out_of_time
             if call.finish_reason is not FinishReason.STOP:
                 break
+            call = replace(call, prompt_ids=prompt_ids, ids=written + call.ids)
             operation = self.runtime.dialect.read(*self.runtime.texts(call))
             if not isinstance(operation, Spawn):
                 return self.finish(thread, operation)
             joins = await self.spawn(thread, call, operation.messages)
-            prompt_ids = self.runtime.resume_ids(call, joins)
+            prompt_ids, written = self.runtime.resume_ids(call, joins), ()
         thread.notes.append(reason)
         self.end(thread, End.EXHAUSTED)
         return Malformed(reason)
@@ -279,7 +315,7 @@ class _Run:
             seen.append(id)
             self.observer.on_token(thread.path, id)
 
-        sampling = self.runtime.sampling_of(thread.path, len(thread.calls), max_tokens)
+        sampling = self.runtime.sampling_of(thread.path, len(thread.calls), prompt_ids, max_tokens)
         start = self.clock() - self.start
         try:
             async with asyncio.timeout_at(self.deadline) as timer:
@@ -384,10 +420,9 @@ class _Run:
         return Trace(problem={}, method="", threads=threads, error=error)
 
 
-def _seed(seed: int, path: Path, number: int) -> int:
+def derived_seed(*key: int | tuple[int, ...]) -> int:
     """31 bits, which every server accepts; the same in every process, unlike ``hash``."""
-    key = repr((seed, path, number)).encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=4).digest(), "big") >> 1
 
 
 def _cause(group: ExceptionGroup) -> Exception:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -148,9 +149,10 @@ def _node(above: Tree | None, branch: _Branch, codec: Codec | None, width: int =
 
 
 def _tell(node: Tree, trace: Trace, thread: Thread, codec: Codec) -> None:
-    for i, call in enumerate(thread.calls):
-        node.add(Text(codec.decode(call.ids).strip(), "dim"))
-        children = [trace.threads[c] for c in thread.spawns[i]] if i < len(thread.spawns) else []
+    for call, spawn in zip_longest(thread.calls, thread.spawns):
+        if call is not None:
+            node.add(Text(codec.decode(call.ids).strip(), "dim"))
+        children = [trace.threads[c] for c in spawn or ()]
         width = _widest(child.message for child in children)
         for child in children:
             _tell(_node(node, _branch(trace, child), codec, width), trace, child, codec)

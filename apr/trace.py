@@ -8,8 +8,8 @@ tasks.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,8 @@ class Call:
     start: float
     """Seconds after the trace began."""
     end: float
+    beside: int = 0
+    """Tokens of other threads that were in its context, too: of workers that share one cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,8 @@ class Thread:
     """What it was spawned with; the root: the problem's prompt."""
     calls: tuple[Call, ...]
     spawns: tuple[tuple[int, ...], ...]
-    """Indices of the children of each spawn, in the order written; spawn k follows call k."""
+    """Indices of the children of each spawn, in the order written; spawn k follows call k. A root
+    without calls coordinates (see ``coordinated``): its spawns follow one another."""
     end: End
     join: str
     """The message it joined with; empty unless ``end`` is JOINED."""
@@ -77,7 +80,8 @@ class Thread:
 class TrainingSequence(NamedTuple):
     """Ids of consecutive calls that extend each other, T tokens.
 
-    Calls without logprobs are left out, so that every id that is trained on has one.
+    Calls without logprobs are left out, so that every id that is trained on has one; and so are
+    those that saw tokens of other threads, which their own ids do not tell of.
     """
 
     thread: int  # index of the thread it belongs to
@@ -135,7 +139,8 @@ class Trace:
     def longest_context(self) -> int:
         """Most tokens any one call saw and sampled."""
         return max(
-            (len(c.prompt_ids) + len(c.ids) for t in self.threads for c in t.calls), default=0
+            (len(c.prompt_ids) + len(c.ids) + c.beside for t in self.threads for c in t.calls),
+            default=0,
         )
 
     @cached_property
@@ -200,6 +205,30 @@ def num_sampled(thread: Thread) -> int:
     return sum(len(c.ids) for c in thread.calls)
 
 
+def coordinated(
+    message: str, phases: Sequence[Sequence[Trace]], end: End, join: str = "", success: bool = False
+) -> Trace:
+    """Whole traces as one: their roots become children of a root that samples nothing itself.
+
+    The traces of a phase ran at the same time, each phase once the one before had ended. So what
+    they cost together is read off the tree as ever: all their tokens in total, in sequence those of
+    the longest of each phase. It has the first error there is.
+    """
+    threads: list[Thread] = []
+    spawns: list[tuple[int, ...]] = []
+    seconds = 0.0
+    for phase in phases:
+        roots: list[int] = []
+        for trace in phase:
+            roots.append(1 + len(threads))
+            threads += [_moved(thread, roots[-1], seconds) for thread in trace.threads]
+        spawns.append(tuple(roots))
+        seconds += max((trace.wall_clock for trace in phase), default=0.0)
+    root = Thread(0, None, message, (), tuple(spawns), end, join, success)
+    errors = [trace.error for phase in phases for trace in phase if trace.error is not None]
+    return Trace({}, "", (root, *threads), error=errors[0] if errors else None)
+
+
 def write_traces(path: Path, traces: Iterable[Trace]) -> None:
     """Write JSON lines, one trace each; ``path`` appears whole or not at all.
 
@@ -227,6 +256,17 @@ def read_traces(path: Path) -> Iterator[Trace]:
                 raise DataError(f"{path}, line {number}: {e}") from e
 
 
+def _moved(thread: Thread, index: int, seconds: float) -> Thread:
+    """``thread`` of a tree whose root is to stand at ``index`` under another, and started later."""
+    return replace(
+        thread,
+        index=thread.index + index,
+        parent=0 if thread.parent is None else thread.parent + index,
+        spawns=tuple(tuple(child + index for child in children) for children in thread.spawns),
+        calls=tuple(replace(c, start=c.start + seconds, end=c.end + seconds) for c in thread.calls),
+    )
+
+
 def _tree(records: list[dict[str, Any]]) -> tuple[Thread, ...]:
     """Raises ValueError where threads point at each other in a way that no walk would survive."""
     threads = tuple(map(_thread, records))
@@ -250,6 +290,7 @@ def _thread(r: dict[str, Any]) -> Thread:
             finish_reason=FinishReason(c["finish_reason"]) if c["finish_reason"] else None,
             start=c["start"],
             end=c["end"],
+            beside=c.get("beside", 0),
         )
         for c in r["calls"]
     )
@@ -271,7 +312,7 @@ def _sequences(thread: Thread) -> Iterator[TrainingSequence]:
     mask: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     for call in thread.calls:
-        if not call.logprobs:
+        if not call.logprobs or call.beside:
             continue
         prompt = call.prompt_ids
         if not ids or prompt[: len(ids)] != ids:

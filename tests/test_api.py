@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import apr
 from apr import api, config
@@ -102,7 +103,7 @@ def test_a_checkpoint_knows_its_recipe(trained: Trained, model: api.Model) -> No
     manifest = json.loads((trained.checkpoint / "apr.json").read_text())
     assert manifest["held_out_loss"] == trained.losses.mean
     assert manifest["parameters"] == sum(
-        p.numel() for p in api.Llama(api._llama_config(RECIPE, api.codec_of(RECIPE))).parameters()
+        w.numel() for w in load_file(trained.checkpoint / "model.safetensors").values()
     )
 
 
@@ -219,6 +220,51 @@ def test_solve_refuses_a_context_too_small_for_the_prompt(model: api.Model) -> N
 def test_inference_refuses_settings_that_mean_nothing(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         api.Inference(**bad)
+
+
+@pytest.mark.parametrize(
+    ("how", "label", "num_samples"),
+    [
+        ({"method": "best_of_n", "samples": 3}, "best of 3 serial, first", 3),
+        ({"method": "best_of_n", "samples": 2, "chooser": "oracle"}, "best of 2 serial, oracle", 2),
+        ({"method": "self_consistency", "samples": 3, "within": "apr"}, "cons@3 apr", 3),
+        ({"method": "multi_agent", "samples": 2}, "2 agents, serial", 3),
+        ({"method": "hogwild", "samples": 2}, "hogwild 2, first", 2),
+        ({"method": "tree_of_thoughts", "tree": {"beam": 1}}, "tree of thoughts, logprob", None),
+    ],
+)
+def test_methods_that_sample_do_so_with_the_model(
+    model: api.Model, how: dict[str, Any], label: str, num_samples: int | None
+) -> None:
+    inference = config.build(api.Inference, {**how, "temperature": 1.0, "seed": 0})
+    trace = api.solve(model, POSED, inference)
+    assert trace.method == label
+    assert trace.grade is not None
+    assert trace.root.calls == (), "a structure made by hand costs nothing itself"
+    if num_samples is not None:
+        assert sum(map(len, trace.root.spawns)) == num_samples
+    assert trace == replace(api.solve(model, POSED, inference), threads=trace.threads)
+
+
+@pytest.mark.parametrize(
+    ("telling", "how", "sentence"),
+    [
+        (Telling.THREADS, {"method": "pasta"}, "pasta takes one trained on pasta"),
+        (Telling.SERIAL, {"method": "multi_agent", "temperature": 1.0}, "hears no agents"),
+    ],
+)
+def test_a_method_is_refused_to_a_model_that_was_not_trained_for_it(
+    telling: Telling, how: dict[str, Any], sentence: str
+) -> None:
+    told = replace(RECIPE.demonstrations, telling=telling)
+    model = scripted("<join></join>", replace(RECIPE, demonstrations=told))
+    with pytest.raises(ConfigError, match=sentence):
+        model.method(config.build(api.Inference, how))
+
+
+def test_equal_samples_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at temperature 0 they are all equal"):
+        config.build(api.Inference, {"method": "self_consistency"})
 
 
 def test_a_condition_is_for_models_trained_on_it() -> None:

@@ -212,7 +212,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, reply: Callable[[str], str | Reply
 
     load = api.load
 
-    def load_scripted(checkpoint: Path) -> api.Model:
+    def load_scripted(checkpoint: Path, engine: str | None = None) -> api.Model:
         model = load(checkpoint)
         return api.Model(ScriptedEngine(reply, model.codec), model.codec, model.recipe, model.about)
 

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from apr import api, config
+from apr import DEMO, api, config
 from apr.countdown.problem import Split
+from apr.train.log import read_metrics
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+FOLDER = Path(__file__).parents[1] / "recipes"
+RL = sorted(FOLDER.glob("grpo*.toml"))
+GRIDS = sorted(FOLDER.glob("grid*.toml"))
+SFT = sorted(set(FOLDER.glob("*.toml")) - set(RL) - set(GRIDS))
 SMALL = ["count=30", "held_out=10", "sft.steps=2", "sft.eval_batches=1", "sft.optim.warmup=1"]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SFT, ids=lambda p: p.stem)
 def test_a_recipe_runs_from_nothing_to_a_trace(path: Path, tmp_path: Path) -> None:
     recipe = config.load(path, api.Recipe, SMALL)
     made = api.make_data(recipe, tmp_path / "data", progress=False)
@@ -23,3 +27,13 @@ def test_a_recipe_runs_from_nothing_to_a_trace(path: Path, tmp_path: Path) -> No
     assert model.recipe == recipe
     (trace,) = api.evaluate(model, api.pose(recipe, Split.TEST, 1))
     assert trace.grade is not None
+
+
+@pytest.mark.parametrize("path", RL, ids=lambda p: p.stem)
+def test_a_recipe_trains_a_checkpoint_further(path: Path, tmp_path: Path) -> None:
+    """The packaged checkpoint stands for the one that the recipe names, which has to be trained."""
+    small = ["grpo.steps=1", "grpo.prompts=1", "grpo.group=2", "validation=1"]
+    recipe = config.load(path, api.RLRecipe, [*small, f"checkpoint={DEMO}"])
+    api.reinforce(recipe, tmp_path, progress=False)
+    assert [m["step"] for m in read_metrics(tmp_path)] == [0, 1]
+    assert api.load(tmp_path / "checkpoint").recipe == api.load(DEMO).recipe

@@ -329,6 +329,49 @@ def test_a_limit_that_allows_nothing_is_refused(bad: dict[str, Any]) -> None:
         Limits(**bad)
 
 
+# --- threads that stand half written --------------------------------------------------------------
+
+
+def test_what_is_written_already_is_read_as_the_threads_own() -> None:
+    opened, closed = "a <spawn><thread>1", "</thread></spawn>"
+    script = {
+        "go" + opened: closed,
+        child("1"): "<join>x</join>",
+        "go" + opened + closed + joined("x"): "<join>y</join>",
+    }
+    runtime, _ = make(script)
+    trace = finish(runtime.go_on(ids("go", first=True), ids(opened), "half"))
+    assert (trace.root.message, trace.root.join, trace.num_children) == ("half", "y", 1)
+    assert trace.root.calls[0].prompt_ids == ids("go" + opened, first=True)
+    # It was sampled elsewhere, and counts there.
+    assert trace.total_tokens == sum(len(ids(text)) for text in script.values())
+    (root, _) = trace.training_sequences()
+    assert root.mask_T[: len(ids("go" + opened, first=True)) + 1] == (
+        *(0 for _ in ids("go" + opened, first=True)),
+        1,
+    )
+
+
+def test_forked_children_see_what_was_written_already() -> None:
+    opened, closed = "a <spawn><thread>1", "</thread></spawn>"
+    script = {
+        "go" + opened: closed,
+        "go" + opened + closed + child("1"): "<join>x</join>",
+        "go" + opened + closed + joined("x"): "<join>y</join>",
+    }
+    runtime, _ = make(script, child_context=ChildContext.FORK)
+    trace = finish(runtime.go_on(ids("go", first=True), ids(opened), "half"))
+    assert trace.root.join == "y"
+
+
+def test_half_a_text_without_room_to_go_on_is_data() -> None:
+    runtime, engine = make({}, context=4)
+    trace = finish(runtime.go_on(ids("go"), ids("on"), "half"))
+    assert (trace.root.end, trace.root.calls) == (End.EXHAUSTED, ())
+    assert trace.root.notes == ("The context of 4 tokens is full.",)
+    assert (trace.error, engine.requests) == (None, [])
+
+
 # --- first success, cancellation, failure ---------------------------------------------------------
 
 RACE = {
@@ -369,9 +412,14 @@ def test_without_the_option_or_without_success_all_children_end_by_themselves() 
 
 def test_cancelling_a_run_cancels_its_engine_calls() -> None:
     runtime, engine = make(RACE)
+    ended: list[tuple[Path, End]] = []
+
+    class Hear(Observer):
+        def on_end(self, path: Path, end: End, message: str) -> None:
+            ended.append((path, end))
 
     async def cancel_after_two_seconds() -> None:
-        task = asyncio.create_task(runtime.run("go"))
+        task = asyncio.create_task(runtime.run("go", Hear()))
         await asyncio.sleep(2.0)
         assert engine.num_active == 3
         task.cancel()
@@ -380,6 +428,8 @@ def test_cancelling_a_run_cancels_its_engine_calls() -> None:
 
     finish(cancel_after_two_seconds())
     assert (engine.num_active, engine.num_cancelled) == (0, 3)
+    assert {end for _, end in ended} == {End.CANCELLED}
+    assert len({path for path, _ in ended}) == len(ended) == 5
 
 
 @pytest.mark.parametrize("error", [EngineError("it is down"), EngineTimeout("no answer")])
@@ -435,7 +485,27 @@ def test_each_call_has_a_seed_of_its_own_whatever_thread_ran_first() -> None:
     assert len({*seven.values(), *eight.values()}) == 2 * len(replies)
     assert set(seeds(None, slow="").values()) == {None}
     # The same on every machine and in every process.
-    assert (seven["go"], seven[child("1.1")]) == (989976534, 916066663)
+    assert (seven["go"], seven[child("1.1")]) == (1791835377, 748006084)
+
+
+def test_problems_sampled_with_one_seed_are_independent() -> None:
+    """Or the samples of all problems would be drawn alike, and their mean would be no estimate."""
+    script = {"one": "<join>x</join>", "other": "<join>x</join>"}
+    runtime, engine = make(script, sampling=replace(SAMPLING, seed=7))
+    for prompt in script:
+        finish(runtime.run(prompt))
+    one, other = (r.sampling.seed for r in engine.requests)
+    assert one != other
+
+
+def test_runs_on_one_prompt_can_have_seeds_of_their_own() -> None:
+    runtime, engine = make({"go": "<join>x</join>"}, sampling=replace(SAMPLING, seed=7))
+    for number in (0, 1, 2, 0):
+        finish(runtime.reseeded(number).run("go"))
+    *seeds, again = [r.sampling.seed for r in engine.requests]
+    assert len(set(seeds)) == 3
+    assert again == seeds[0]
+    assert make({})[0].reseeded(3).sampling.seed is None
 
 
 def test_stops_are_ids_where_the_tokenizer_has_them_and_strings_elsewhere() -> None:

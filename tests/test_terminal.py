@@ -16,7 +16,7 @@ from apr.errors import EngineError
 from apr.eval.metrics import summarize
 from apr.runtime import Limits, Observer, Runtime
 from apr.testing import ByteCodec, Reply, ScriptedEngine
-from apr.trace import End, Trace
+from apr.trace import End, Trace, coordinated
 from apr.types import Grade, Sampling
 
 CODEC = ByteCodec()
@@ -74,6 +74,18 @@ def test_a_story_tells_what_was_written_where() -> None:
         "├── · two   11  nothing",
         "│   └── searching<join></join>",
         "└── went on<join>done</join>",
+    ]
+
+
+def test_a_story_tells_of_samples_under_a_root_that_wrote_nothing() -> None:
+    samples = [run({"<thread>root</thread>": f"<join>{n}</join>"}) for n in range(2)]
+    trace = coordinated("root", [samples], End.JOINED, "1", success=True)
+    assert draw(terminal.story(trace, CODEC), width=80) == [
+        "✓ root    0  1",
+        "├── ✓ root    3  0",
+        "│   └── <join>0</join>",
+        "└── ✓ root    3  1",
+        "    └── <join>1</join>",
     ]
 
 

@@ -11,7 +11,16 @@ from apr.dialects.tags import Tags
 from apr.errors import DataError, EngineError, StorageError
 from apr.runtime import Runtime
 from apr.testing import ByteCodec, Reply, ScriptedEngine
-from apr.trace import Call, End, Thread, Trace, TrainingSequence, read_traces, write_traces
+from apr.trace import (
+    Call,
+    End,
+    Thread,
+    Trace,
+    TrainingSequence,
+    coordinated,
+    read_traces,
+    write_traces,
+)
 from apr.types import FinishReason, Grade, Sampling
 from tests.conftest import DiskLimit
 
@@ -101,6 +110,30 @@ def test_a_trace_without_calls_costs_nothing() -> None:
     )
     assert trace.wall_clock == 0.0
     assert trace.training_sequences() == []
+
+
+def test_whole_traces_become_one_whose_root_samples_nothing() -> None:
+    single = Trace({}, "", (thread(0, None, call((1,), (80, 81, 82), 0.5, 2.0)),))
+    trace = coordinated("message", [[single, TREE], [single]], End.JOINED, "join", success=True)
+    root, first, moved, last = (trace.threads[i] for i in (0, 1, 2, 8))
+    assert root == Thread(0, None, "message", (), ((1, 2), (8,)), End.JOINED, "join", True)
+    assert [t.index for t in trace.threads] == list(range(9))
+    assert [t.parent for t in trace.threads] == [None, 0, 0, 2, 3, 3, 2, 2, 0]
+    assert moved.spawns == ((3, 6), (7,))
+    assert trace.threads[3].spawns == ((4, 5),)
+    assert (first.calls, moved.calls) == (single.root.calls, TREE.root.calls)
+    # The last began when the longest of those before it had ended, after 9.5 seconds.
+    assert [(c.start, c.end) for c in last.calls] == [(10.0, 11.5)]
+    assert trace.total_tokens == 3 + TREE.total_tokens + 3
+    assert trace.sequential_tokens == TREE.sequential_tokens + 3
+    assert (trace.peak_width, trace.depth) == (1 + TREE.peak_width, 1 + TREE.depth)
+    assert (trace.wall_clock, trace.error) == (11.5, None)
+    assert Trace.from_json(json.loads(json.dumps(trace.to_json()))) == trace
+
+
+def test_the_first_error_is_that_of_the_whole() -> None:
+    traces = [replace(TREE, error=error) for error in (None, "down", "late")]
+    assert coordinated("", [traces], End.FAILED).error == "down"
 
 
 async def _nested() -> Trace:

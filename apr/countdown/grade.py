@@ -55,7 +55,7 @@ def grade(problem: Problem, answer: str | None) -> Grade:
     if answer is None:
         return Grade(False, "No solution is claimed.")
     try:
-        _check(problem, read(answer))
+        follow(problem.numbers, problem.target, read(answer))
     except Flaw as flaw:
         return Grade(False, str(flaw))
     return Grade(True, "correct")
@@ -74,8 +74,9 @@ def read(answer: str) -> Claim:
     return _Reader(answer).claim()
 
 
-def _check(problem: Problem, claim: Claim) -> None:
-    left = list(problem.numbers)
+def follow(numbers: Iterable[int], target: int, claim: Claim) -> None:
+    """Raises Flaw unless ``claim`` makes ``target`` of ``numbers`` (at least one), each once."""
+    left = list(numbers)
     for i, step in enumerate(claim.path):
         for n in (step.a, step.b):
             if n not in left:
@@ -88,8 +89,8 @@ def _check(problem: Problem, claim: Claim) -> None:
         raise Flaw(f"Not every number is used: {_spell(left)} are left.")
     if claim.result not in (None, left[0]):
         raise Flaw(f"It says {claim.result} where {_spell(left)} is left.")
-    if left[0] != problem.target:
-        raise Flaw(f"It makes {_spell(left)}, not {_spell([problem.target])}.")
+    if left[0] != target:
+        raise Flaw(f"It makes {_spell(left)}, not {_spell([target])}.")
 
 
 def _read_paper(answer: str) -> Claim:

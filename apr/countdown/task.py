@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from apr.countdown import compact, paper
+from apr.countdown.answer import canonical
 from apr.countdown.compact import Compact, CompactPasta
 from apr.countdown.grade import grade
 from apr.countdown.narrate import Telling, Text, check_telling
 from apr.countdown.paper import Paper
 from apr.countdown.problem import Problem
+from apr.countdown.solver import start_of
+from apr.errors import ConfigError
 from apr.interfaces import Dialect
 from apr.types import Grade
 
@@ -39,11 +42,27 @@ class Countdown:
         """The path that the root returned; None where it returned nothing."""
         return message if message.strip() else None
 
+    def canonical(self, answer: str) -> str:
+        return canonical(answer)
+
     def grade(self, problem: Problem, answer: str | None) -> Grade:
         return grade(problem, answer)
 
     def to_json(self, problem: Problem) -> dict[str, Any]:
         return {"numbers": list(problem.numbers), "target": problem.target}
+
+    def delegate(self, problem: Problem, num_children: int) -> str:
+        """A spawn that gives the whole problem to each of its children, as a root writes it.
+
+        Raises:
+            ConfigError: a model that was trained on one thread hears no children.
+        """
+        if self.telling == Telling.SERIAL:
+            raise ConfigError("this model was trained on single threads: take one that spawns")
+        if self.text == Text.COMPACT:
+            message = compact.message(problem.target, start_of(problem))
+            return "".join(compact.spawn([message] * num_children))
+        return "\n" + "".join(paper.spawn([paper.Call("1", paper.ROOT)] * num_children))
 
 
 class Vocabulary(NamedTuple):
@@ -75,6 +94,13 @@ def vocabulary(text: Text, largest: int) -> Vocabulary:
 def special_words(text: Text) -> tuple[str, ...]:
     """Special tokens for ``text``: one for each operation, the end, and padding."""
     return paper.SPECIALS if text == Text.PAPER else compact.SPECIALS
+
+
+def step_ends(text: Text) -> tuple[str, ...]:
+    """Where a step of a search ends, for tree of thoughts."""
+    if text == Text.PAPER:
+        return ("\n",)
+    return (compact.ENTER, compact.LATER, compact.MISS, compact.HIT)
 
 
 def decisive_words(text: Text) -> dict[str, list[str]]:

@@ -58,7 +58,11 @@ class Sequence:
             self.future.set_exception(e)
             return
         if reason is not None:
-            self.future.set_result(Completion(tuple(self.sampled), tuple(self.logprobs), reason))
+            self.finish(reason)
+
+    def finish(self, reason: FinishReason) -> None:
+        """Resolve ``future`` with what has been sampled."""
+        self.future.set_result(Completion(tuple(self.sampled), tuple(self.logprobs), reason))
 
     def _finish_reason(
         self, id: int, decode: Callable[[Ids[int]], str] | None

@@ -1,1 +1,1 @@
-"""Runs methods over many problems and says what they reached and what it cost."""
+"""Runs methods over many problems, keeps what came of them, and says what it amounts to."""

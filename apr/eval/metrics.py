@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from apr.errors import ConfigError
 from apr.trace import Trace
 
 Z_95 = 1.959963984540054
@@ -30,6 +31,7 @@ class Summary(NamedTuple):
     longest_context: float
     num_children: float
     peak_width: float
+    parallelism: float  # total over sequential tokens of a problem
     seconds: float  # wall clock of one problem while others ran beside it
 
 
@@ -52,8 +54,14 @@ def summarize(traces: Sequence[Trace]) -> Summary:
         longest_context=mean([t.longest_context for t in graded]),
         num_children=mean([t.num_children for t in graded]),
         peak_width=mean([t.peak_width for t in graded]),
+        parallelism=mean([parallelism(t) for t in graded]),
         seconds=mean([t.wall_clock for t in graded]),
     )
+
+
+def parallelism(trace: Trace) -> float:
+    """Total over sequential tokens: 1 for a single thread, and for a trace that sampled nothing."""
+    return trace.total_tokens / trace.sequential_tokens if trace.sequential_tokens else 1.0
 
 
 def wilson(successes: int, trials: int, z: float = Z_95) -> Interval:
@@ -64,3 +72,18 @@ def wilson(successes: int, trials: int, z: float = Z_95) -> Interval:
     centre = (p + zz / 2) / (1 + zz)
     half = z / (1 + zz) * math.sqrt(p * (1 - p) / trials + zz / (4 * trials))
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+def pass_at_n(num_samples: int, num_correct: int, n: int) -> float:
+    """Chance that of ``n`` samples one at least is correct.
+
+    The unbiased estimate from ``num_samples`` that were drawn (Chen et al., 2107.03374, equation
+    1): the share of all choices of ``n`` among them that hold a correct one. Its mean over problems
+    is pass@n.
+
+    Raises:
+        ConfigError: fewer samples than ``n`` were drawn.
+    """
+    if not 1 <= n <= num_samples:
+        raise ConfigError(f"pass@{n} cannot be told from {num_samples} samples: draw more")
+    return 1 - math.comb(num_samples - num_correct, n) / math.comb(num_samples, n)

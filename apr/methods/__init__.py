@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from apr.interfaces import Task
 from apr.runtime import Observer, Runtime
-from apr.trace import End, Trace
+from apr.trace import End, Thread, Trace
 
 P = TypeVar("P")
 P_contra = TypeVar("P_contra", contravariant=True)
@@ -33,8 +33,13 @@ def graded(trace: Trace, name: str, task: Task[P], problem: P) -> Trace:
     trace = replace(trace, problem=task.to_json(problem), method=name)
     if trace.error is not None:
         return trace
-    answer = task.answer(trace.root.join) if trace.root.end is End.JOINED else None
+    answer = claim(task, trace.root)
     return replace(trace, answer=answer, grade=task.grade(problem, answer))
+
+
+def claim(task: Task[P], root: Thread) -> str | None:
+    """The answer that a run with this root claims; None where it claims nothing."""
+    return task.answer(root.join) if root.end is End.JOINED else None
 
 
 async def run_graded(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr.countdown import compact
-from apr.countdown.answer import expression, read_answers, spell
+from apr.countdown.answer import canonical, expression, read_answers, spell
 from apr.countdown.grade import grade
 from apr.countdown.problem import Problem, first_path
 from apr.countdown.solver import SearchConfig, search
@@ -53,6 +53,52 @@ def test_the_solvers_paths_can_be_spelled(numbers: list[int], target: int) -> No
 )
 def test_spelling(answer: str, spelled: str | None) -> None:
     assert spell(answer) == spelled
+
+
+@pytest.mark.parametrize(
+    ("form", "answers"),
+    [
+        ("(3 + 5) * 9", [" 5 + 3 = 8 , 9 * 8 = 72", " 3 + 5 = 8 , 8 * 9 = 72", "9*(3+5)"]),
+        ("10 + 2 + 5 - 3", ["10 + 5 - 3 + 2", "(5 - 3) + (10 + 2)", "10 - (3 - 2) + 5"]),
+        ("16 * 8 / 4", ["16 / 4 * 8", "8 / 4 = 2, 16 * 2 = 32", "16 * (8 / 4)"]),
+        ("1 * 4 * 8 / 2", ["8 / (2 / 1) * 4"]),
+        ("10 - 3", ["10 - 3 = 7"]),
+        ("24", [" 24", "024"]),
+        # What is left unused is part of what is claimed.
+        ("3 + 5, 9 - 2", ["5 + 3 = 8, 9 - 2 = 7", "9 - 2 = 7, 3 + 5 = 8"]),
+        # What cannot be read, or is wrong, is its own text.
+        ("5 + 3 = 9", ["5 + 3 = 9", " 5  + 3 = 9\n"]),
+        ("who knows", ["who knows "]),
+        ("", ["", " "]),
+    ],
+)
+def test_equal_claims_have_one_form(form: str, answers: list[str]) -> None:
+    assert {canonical(answer) for answer in answers} == {form}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("9 - 3", "9 + 3"), ("8 / 4 / 2", "8 / (4 / 2)"), ("(5 + 3) * 9", "5 + 3 * 9")],
+)
+def test_other_claims_have_another(one: str, other: str) -> None:
+    assert canonical(one) != canonical(other)
+
+
+@given(numbers, st.integers(1, 60), st.randoms())
+def test_a_canonical_form_is_as_right_as_what_it_stands_for(
+    numbers: list[int], target: int, rng: random.Random
+) -> None:
+    path = first_path(numbers, target)
+    if path is None:
+        return
+    steps = [f"{a} {op} {b} = {value}" for a, op, b, value in path]
+    turned = [
+        f"{b} {op} {a} = {value}" if op in "+*" and rng.random() < 0.5 else step
+        for step, (a, op, b, value) in zip(steps, path, strict=True)
+    ]
+    form = canonical(", ".join(steps))
+    assert canonical(", ".join(turned)) == form
+    assert grade(Problem(tuple(numbers), target), form).correct
 
 
 def test_a_result_that_equals_a_number_takes_its_turn() -> None:

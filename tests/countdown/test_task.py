@@ -13,11 +13,12 @@ from apr.countdown.task import (
     decisive_words,
     dialect_of,
     special_words,
+    step_ends,
     vocabulary,
 )
 from apr.data.tokenizer import EOS, PAD, HFCodec, build_tokenizer
 from apr.errors import ConfigError
-from apr.interfaces import Dialect, Task
+from apr.interfaces import Dialect, Spawn, Task
 
 POSED = Problem((3, 9, 5), 24)
 STATE = "Current State: 24:[9, 5, 3], Operations: []"
@@ -62,6 +63,26 @@ def test_grades_and_records() -> None:
     assert task.to_json(POSED) == {"numbers": [3, 9, 5], "target": 24}
 
 
+def test_equal_claims_are_one() -> None:
+    task: Task[Problem] = Countdown()
+    assert task.canonical(" 5 + 3 = 8 , 9 * 8 = 72") == task.canonical("9 * (3 + 5)")
+    assert task.canonical("9 * 3 + 5") != task.canonical("9 * (3 + 5)")
+
+
+@pytest.mark.parametrize("text", Text)
+def test_a_problem_can_be_delegated_whole(text: Text) -> None:
+    task, dialect = Countdown(text), dialect_of(text, Telling.THREADS)
+    asked = dialect.read(task.prompt(POSED), task.delegate(POSED, 3))
+    assert isinstance(asked, Spawn)
+    assert [dialect.child_prompt(m) for m in asked.messages] == [task.prompt(POSED)] * 3
+
+
+@pytest.mark.parametrize("text", Text)
+def test_a_model_of_single_threads_delegates_nothing(text: Text) -> None:
+    with pytest.raises(ConfigError, match="take one that spawns"):
+        Countdown(text, Telling.SERIAL).delegate(POSED, 3)
+
+
 @pytest.mark.parametrize(
     ("text", "telling", "kind"),
     [
@@ -91,5 +112,6 @@ def test_each_text_has_a_tokenizer(text: Text) -> None:
     assert codec.pad_id == codec.token_id(PAD)
     for stop in dialect_of(text, Telling.THREADS).stops:
         assert codec.token_id(stop) is not None
+    assert all(end in codec.vocabulary for end in step_ends(text))
     for members in decisive_words(text).values():
         assert all(word in codec.vocabulary for word in members)

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 
-from apr.eval.metrics import Interval, summarize, wilson
+from apr.errors import ConfigError
+from apr.eval.metrics import Interval, pass_at_n, summarize, wilson
 from apr.trace import Call, End, Thread, Trace
 from apr.types import FinishReason, Grade
 
@@ -86,3 +88,34 @@ def test_wilson_is_symmetric_and_inside_of_zero_to_one() -> None:
             assert successes / trials - rounding <= high <= 1.0
             mirrored = wilson(trials - successes, trials)
             assert (1 - high, 1 - low) == pytest.approx(mirrored)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "num_correct", "n", "chance"),
+    [
+        (1, 0, 1, 0.0),
+        (1, 1, 1, 1.0),
+        (4, 1, 1, 1 / 4),
+        # Of the six pairs of four samples three hold the correct one.
+        (4, 1, 2, 1 / 2),
+        (4, 2, 2, 5 / 6),
+        (4, 2, 3, 1.0),
+        (10, 0, 10, 0.0),
+        (2000, 1, 1000, 1 / 2),
+    ],
+)
+def test_pass_at_n(num_samples: int, num_correct: int, n: int, chance: float) -> None:
+    assert pass_at_n(num_samples, num_correct, n) == pytest.approx(chance)
+
+
+def test_pass_at_n_is_the_share_of_choices_that_hold_a_correct_sample() -> None:
+    correct = [True, False, True, False, False, False, True]
+    for n in range(1, 8):
+        choices = list(combinations(correct, n))
+        assert pass_at_n(7, 3, n) == pytest.approx(sum(map(any, choices)) / len(choices))
+
+
+@pytest.mark.parametrize("n", [0, 5])
+def test_pass_at_n_takes_that_many_samples(n: int) -> None:
+    with pytest.raises(ConfigError, match=f"pass@{n} cannot be told from 4 samples"):
+        pass_at_n(4, 2, n)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
@@ -13,26 +12,7 @@ from apr.runtime import Runtime
 from apr.testing import ByteCodec, Reply, Script, ScriptedEngine
 from apr.trace import End, Trace
 from apr.types import Grade, Sampling
-
-
-class Doubling:
-    """A task: twice a number."""
-
-    def prompt(self, problem: int) -> str:
-        return f"{problem}?"
-
-    def answer(self, message: str) -> str | None:
-        return message.strip() or None
-
-    def grade(self, problem: int, answer: str | None) -> Grade:
-        if answer is None:
-            return Grade(False, "no answer")
-        correct = answer == str(2 * problem)
-        return Grade(correct, "correct" if correct else "wrong")
-
-    def to_json(self, problem: int) -> dict[str, Any]:
-        return {"number": problem}
-
+from tests.methods.doubling import Doubling
 
 SPAWN = "<spawn><thread>a</thread></spawn>"
 SCRIPT = {

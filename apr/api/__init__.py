@@ -1,0 +1,39 @@
+"""The composition root: recipes, models, and what one does with them. All below meets here."""
+
+from apr.api.evaluation import (
+    GridEntry,
+    GridModel,
+    GridRecipe,
+    flags_of,
+    plan_grid,
+    run_grid,
+)
+from apr.api.model import Model, evaluate, facts, load, pose, solve
+from apr.api.recipe import Inference, MethodName, Network, Recipe, RLRecipe, Sampled
+from apr.api.reinforce import reinforce
+from apr.api.training import codec_of, make_data, train
+
+__all__ = [
+    "GridEntry",
+    "GridModel",
+    "GridRecipe",
+    "Inference",
+    "MethodName",
+    "Model",
+    "Network",
+    "RLRecipe",
+    "Recipe",
+    "Sampled",
+    "codec_of",
+    "evaluate",
+    "facts",
+    "flags_of",
+    "load",
+    "make_data",
+    "plan_grid",
+    "pose",
+    "reinforce",
+    "run_grid",
+    "solve",
+    "train",
+]

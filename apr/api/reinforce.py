@@ -1,0 +1,119 @@
+"""From a checkpoint to a better one: the engine that samples and the trainer share its weights."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from apr import config
+from apr.api.model import Model, evaluate, load, pose, read_model_manifest
+from apr.api.recipe import Inference, Recipe, RLRecipe
+from apr.api.training import claim_run
+from apr.countdown.judge import TRUTHFUL, check_judged, judge_all
+from apr.countdown.problem import Problem, Split, problem
+from apr.data.tokenizer import HFCodec
+from apr.engine import EmbeddedEngine
+from apr.eval.metrics import summarize
+from apr.eval.run import run_problems
+from apr.models.checkpoint import save_checkpoint
+from apr.runtime import Observer, derived_seed
+from apr.trace import Trace
+from apr.train.advantage import Credit
+from apr.train.grpo import Sampler, train_grpo
+from apr.train.rollouts import Judge
+from apr.train.world import join_world
+
+
+def reinforce(recipe: RLRecipe, run: Path, progress: bool = True) -> None:
+    """Train a checkpoint further by GRPO, or go on where ``run`` stopped.
+
+    The new checkpoint, ``run/checkpoint``, is there once training has ended. Under ``torchrun``
+    every process calls this with the same arguments.
+
+    Raises:
+        CheckpointError: the checkpoint to start from, or the state in ``run``, cannot be used.
+        ConfigError: ``run`` holds another recipe's run, or the recipe asks for a condition that the
+            model was not trained on, or for per-thread credit of a text that has no judge.
+        EngineError: the engine failed in every rollout of a step.
+    """
+    start = Path(recipe.checkpoint)
+    with join_world() as world:
+        # In full precision, since small steps are lost in bfloat16.
+        model = load(start, recipe.engine, torch.float32)
+        engine = model.engine
+        assert isinstance(engine, EmbeddedEngine)
+        sample, validate = _sampler(model, engine, recipe), _validator(model, engine, recipe)
+        judge = None if recipe.grpo.credit is Credit.ROOT else _judge(model.recipe)
+        if world.is_first:
+            claim_run(run, recipe)
+        train_grpo(engine.model, sample, recipe.grpo, run, validate, judge, progress, world)
+        if world.is_first:
+            manifest = read_model_manifest(start).whole | {"grpo": config.to_json(recipe)}
+            text = HFCodec.load(start).to_json()
+            save_checkpoint(engine.model, run / "checkpoint", text, manifest)
+
+
+@dataclass(frozen=True)
+class _Seeded:
+    """A method whose problems come with the seed to sample them by."""
+
+    model: Model
+    how: Inference
+
+    @property
+    def name(self) -> str:
+        return self.how.method
+
+    async def solve(self, problem: tuple[Problem, int], observer: Observer | None = None) -> Trace:
+        posed, seed = problem
+        return await self.model.method(replace(self.how, seed=seed)).solve(posed, observer)
+
+
+def _sampler(model: Model, engine: EmbeddedEngine, recipe: RLRecipe) -> Sampler:
+    """Groups of rollouts by the engine that shares the weights being trained."""
+    spec, size = model.recipe.demonstrations.problems, recipe.grpo.group
+    method = _Seeded(model, recipe.sampling)
+
+    def sample(numbers: Sequence[int]) -> list[list[Trace]]:
+        engine.weights_changed()
+        posed = [
+            (problem(spec, recipe.seed, number), derived_seed(recipe.seed, number, member))
+            for number in numbers
+            for member in range(size)
+        ]
+        traces = asyncio.run(run_problems(method, posed, recipe.engine.max_batch))
+        return [traces[i : i + size] for i in range(0, len(traces), size)]
+
+    return sample
+
+
+def _validator(
+    model: Model, engine: EmbeddedEngine, recipe: RLRecipe
+) -> Callable[[], dict[str, float]]:
+    """Greedy figures on the first problems of the validation split, the same every time."""
+    posed = pose(model.recipe, Split.VALID, recipe.validation)
+    how = replace(recipe.sampling, temperature=0.0)
+
+    def validate() -> dict[str, float]:
+        engine.weights_changed()
+        summary = summarize(evaluate(model, posed, how, recipe.engine.max_batch))
+        names = ("accuracy", "total_tokens", "sequential_tokens", "num_children")
+        return {name: getattr(summary, name) for name in names}
+
+    return validate
+
+
+def _judge(recipe: Recipe) -> Judge:
+    """What each thread was worth: 1 if it told the truth about its own sub-problem, else 0."""
+    told = recipe.demonstrations
+    check_judged(told.telling)
+
+    def judge(trace: Trace) -> list[float | None]:
+        verdicts = judge_all(trace, told.text, told.telling, told.solver.max_value)
+        return [None if v is None else float(v in TRUTHFUL) for v in verdicts]
+
+    return judge

@@ -1,0 +1,214 @@
+"""Whether each thread of a finished trace told the truth about its own sub-problem.
+
+For credit per thread. A child sees nothing but its message, so it is judged on the sub-problem that
+its message states, whether or not its parent was right to state it; that is the parent's affair
+(``poses_truly``). Whether a sub-problem has a solution is worked out exactly, and a claimed path is
+followed by the grader's own rules. Text is read, never evaluated, and no text raises.
+
+Threads of the pasta telling return all that they wrote, which cannot be judged (``check_judged``).
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from functools import lru_cache
+from typing import NamedTuple
+
+from apr.countdown.grade import MAX_DIGITS, Claim, Flaw, follow, read
+from apr.countdown.narrate import Telling, Text
+from apr.countdown.problem import Path, Problem, reaches
+from apr.countdown.solver import Numbers, start_of, successors
+from apr.errors import ConfigError, DataError, ProblemError
+from apr.trace import End, Thread, Trace
+
+_NUMBER = rf"[0-9]{{1,{MAX_DIGITS}}}"
+_COMPACT = re.compile(rf"\s*({_NUMBER})\s*:((?:\s+{_NUMBER})*)\s*(?:,(.*))?", re.DOTALL)
+_PAPER = re.compile(
+    rf"Current State: ({_NUMBER}):\[({_NUMBER}(?:, {_NUMBER})*)\], Operations: \[([^\]\n]*)\]\Z"
+)
+
+
+class Verdict(StrEnum):
+    """What a thread's last word is worth."""
+
+    FOUND = "found"
+    """It claims a path, and the path leads from its sub-problem to the target."""
+    EMPTY = "empty"
+    """It claims nothing, and there is nothing to find."""
+    MISSED = "missed"
+    """It claims nothing, though its sub-problem has a solution."""
+    FALSE = "false"
+    """It claims a path that does not start from its sub-problem or does not reach the target."""
+    UNREADABLE = "unreadable"
+    """It never joined: it wrote what nobody can read, or ran out of tokens, calls or time."""
+
+
+TRUTHFUL = frozenset({Verdict.FOUND, Verdict.EMPTY})
+
+
+class SubProblem(NamedTuple):
+    """What a thread was asked."""
+
+    target: int
+    numbers: Numbers  # what is left to combine, largest first; may hold a zero
+    given: Path  # the steps that led there
+
+
+def check_judged(telling: Telling) -> None:
+    """Raises ConfigError where threads told so cannot be judged."""
+    if telling == Telling.PASTA:
+        raise ConfigError(
+            "threads of the pasta telling return more than a path and cannot be judged one by one: "
+            "give credit by the root, or train on the threads telling"
+        )
+
+
+def judge_all(
+    trace: Trace, text: Text, telling: Telling = Telling.THREADS, max_value: int = 0
+) -> list[Verdict | None]:
+    """The verdict on each thread of ``trace``, in order; see ``judge``.
+
+    Raises:
+        ConfigError: threads told so cannot be judged.
+        DataError: the trace is not of a Countdown problem.
+    """
+    check_judged(telling)
+    try:
+        problem = Problem(tuple(trace.problem["numbers"]), trace.problem["target"])
+    except (KeyError, TypeError, ProblemError) as e:
+        raise DataError(
+            f"the trace poses {trace.problem}, which is no Countdown problem: judge traces of those"
+        ) from e
+    return [judge(problem, thread, text, max_value) for thread in trace.threads]
+
+
+def judge(problem: Problem, thread: Thread, text: Text, max_value: int = 0) -> Verdict | None:
+    """Whether ``thread``, of a trace of ``problem``, told the truth; None: it is not to be judged.
+
+    Not judged are threads that were cut short from outside (cancelled, or the engine failed), and
+    children whose message states no sub-problem, about which there is no truth to tell.
+
+    Args:
+        max_value: what can only be found through a result above it, a thread does not miss (the
+            solver's setting of the same name); a path that goes there is found all the same. 0 is
+            no limit. The first look at six numbers takes milliseconds, or with a limit seconds.
+    """
+    if thread.end in (End.CANCELLED, End.FAILED):
+        return None
+    asked = _asked(problem, thread, text)
+    if asked is None:
+        return None
+    if thread.end is not End.JOINED:
+        return Verdict.UNREADABLE
+    if thread.join.strip():
+        return Verdict.FOUND if _leads(asked, thread.join, text) else Verdict.FALSE
+    missed = _solvable(asked.numbers, asked.target, max_value)
+    return Verdict.MISSED if missed else Verdict.EMPTY
+
+
+def poses_truly(problem: Problem, thread: Thread, text: Text) -> bool:
+    """Whether ``thread`` was asked for a part of ``problem``: its target, from a state that the
+    steps in its message lead to. It tells on the parent, which wrote the message.
+    """
+    asked = _asked(problem, thread, text)
+    if asked is None or asked.target != problem.target:
+        return False
+    node = start_of(problem)
+    try:
+        for step in asked.given:
+            node = node.after(step)
+    except ValueError:  # A number that is not there.
+        return False
+    return node.numbers == asked.numbers
+
+
+def _asked(problem: Problem, thread: Thread, text: Text) -> SubProblem | None:
+    """The root's is ``problem`` itself, a child's what its message states, if it states any.
+
+    A child is never asked more than the problem: a message with more numbers is none, which also
+    bounds the work.
+    """
+    if thread.parent is None:
+        return SubProblem(problem.target, start_of(problem).numbers, ())
+    try:
+        asked = (_read_paper if text == Text.PAPER else _read_compact)(thread.message)
+    except Flaw:
+        return None
+    return asked if 0 < len(asked.numbers) <= len(problem.numbers) else None
+
+
+def _read_compact(message: str) -> SubProblem:
+    """What is said by `` 24 : 9 , 5 + 3``; the last step's result is one of the numbers left."""
+    found = _COMPACT.fullmatch(message)
+    if found is None:
+        raise Flaw("The message states no target and numbers.")
+    target, left, steps = found.groups()
+    given = () if steps is None else _steps(steps)
+    made = [step.value for step in given[-1:]]
+    return SubProblem(int(target), _state([*map(int, left.split()), *made]), given)
+
+
+def _read_paper(message: str) -> SubProblem:
+    """What is said by ``Current State: 24:[9, 8], Operations: ['5+3=8']``, wherever it stands."""
+    found = _PAPER.search(message)
+    if found is None:
+        raise Flaw("The message states no target and numbers.")
+    target, left, steps = found.groups()
+    given = _steps(steps.replace("'", "")) if steps else ()
+    return SubProblem(int(target), _state(list(map(int, left.split(", ")))), given)
+
+
+def _state(numbers: list[int]) -> Numbers:
+    return tuple(sorted(numbers, reverse=True))
+
+
+def _steps(text: str) -> Path:
+    """`` 5 + 3 = 8 , 8 - 2`` as steps; the last may leave out its result.
+
+    Raises:
+        Flaw: it cannot be read, or its arithmetic is wrong.
+    """
+    *stated, last = text.split(",")
+    before, after = read(",".join(stated)).path, read(last).path
+    if len(before) != len(stated) or len(after) != 1:
+        raise Flaw("A step is not written like 5 + 3 = 8.")
+    return before + after
+
+
+def _leads(asked: SubProblem, join: str, text: Text) -> bool:
+    """Whether ``join`` is a path from the state that was asked about to its target."""
+    try:
+        claim = read(join)
+        if text == Text.COMPACT:
+            # Paths of this text go all the way from the problem; those of the paper's from there.
+            claim = _beyond(asked.given, claim)
+        follow(asked.numbers, asked.target, claim)
+    except Flaw:
+        return False
+    return True
+
+
+def _beyond(given: Path, claim: Claim) -> Claim:
+    """What ``claim`` says after the steps ``given``; raises Flaw if it does not begin with them."""
+    n = len(given)
+    if _plain(claim.path[:n]) != _plain(given):
+        raise Flaw("The path does not begin with the steps that were given.")
+    return Claim(claim.path[n:], claim.states[n:], claim.result)
+
+
+def _plain(path: Path) -> list[tuple[str, list[int]]]:
+    """Steps whose arithmetic holds, such that 3 + 5 and 5 + 3 are the same."""
+    return [(step.op, sorted((step.a, step.b))) for step in path]
+
+
+# The rollouts of one problem ask for the same states over and over.
+@lru_cache(maxsize=1 << 14)
+def _solvable(numbers: Numbers, target: int, max_value: int) -> bool:
+    """Whether ``target`` can be made of ``numbers``, by results up to ``max_value`` if not 0."""
+    if not reaches(numbers, target):
+        return False
+    if not max_value or len(numbers) == 1:
+        return True
+    after = (state for _, state in successors(numbers, max_value))
+    return any(_solvable(state, target, max_value) for state in after)

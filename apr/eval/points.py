@@ -1,0 +1,285 @@
+"""What cells amount to: one point for each method, budget, model and temperature.
+
+Cells that differ by nothing but the seed are one point. A cell whose method draws several samples
+is also a curve: cons@n and pass@n for every n up to the number drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import cached_property
+from itertools import groupby
+
+import numpy as np
+
+from apr.eval.bootstrap import Estimate, Floats, bootstrap, difference
+from apr.eval.cell import Cell, Results
+from apr.eval.metrics import wilson
+from apr.eval.samples import Sample, Spent, cons_n, pass_n
+
+
+class Family(StrEnum):
+    """Methods that are drawn in one colour."""
+
+    THREADS = "threads"
+    SERIAL = "serial"
+    PASTA = "pasta"
+    CONS = "cons@n"
+    PASS = "pass@n"
+    BEST = "best of n"
+    AGENTS = "agents"
+    TREE = "tree of thoughts"
+
+
+_FAMILIES = {
+    "apr": Family.THREADS,
+    "serial": Family.SERIAL,
+    "pasta": Family.PASTA,
+    "self_consistency": Family.CONS,
+    "best_of_n": Family.BEST,
+    "multi_agent": Family.AGENTS,
+    "tree_of_thoughts": Family.TREE,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One method of one model with one budget, on problems in their order."""
+
+    cell: Cell
+    """What it is read off; of several seeds, the first."""
+    family: Family
+    method: str
+    """With what tells it from its own kind."""
+    budget: str
+    """What of it was set: "3 children", "n = 5"; empty where nothing was."""
+    size: float
+    """The same as a number; orders the points of a curve."""
+    command: str
+    scores_P: Floats
+    """Share of seeds or choices for which a problem was solved; nan where the world failed all."""
+    columns: dict[str, Floats]
+    """Means over seeds of each problem's figures, where the method was run itself."""
+    num_seeds: int = 1
+    num_failed: int = 0
+    goodput: float | None = None
+    """Correct answers a second under load, where the method was run itself."""
+    alone_P: Floats | None = field(default=None, repr=False)
+    """Seconds of each problem with nothing beside it, where that was measured."""
+
+    @property
+    def label(self) -> str:
+        """Model, method and budget in a few words."""
+        return f"{self.series}, {self.budget}" if self.budget else self.series
+
+    @property
+    def series(self) -> str:
+        """Model and method: what the points of a curve share."""
+        if self.family in (Family.THREADS, Family.SERIAL, Family.PASTA):
+            return self.cell.model
+        if self.family is Family.TREE:
+            return f"{self.cell.model}, {self.method}"
+        how = self.cell.inference
+        by = f" ({how['chooser']})" if self.family is Family.BEST else ""
+        is_plain = how["within"] == "apr" or self.cell.stands_for.startswith("SoS")
+        return f"{self.cell.model}, {self.family}{by}{'' if is_plain else ', not spawning'}"
+
+    @property
+    def size_set(self) -> tuple[int | None, int | None, int | None]:
+        """What was set of it: children, window, context."""
+        return self.cell.children, self.cell.window, self.cell.context
+
+    @property
+    def needs_verifier(self) -> bool:
+        """Whether it takes the grader to know which sample to take: an upper bound."""
+        return self.family is Family.PASS or self.method.endswith("oracle")
+
+    @cached_property
+    def accuracy(self) -> Estimate:
+        """Wilson's interval where each problem was tried once, otherwise that of the bootstrap."""
+        scores = self.scores_P[~np.isnan(self.scores_P)]
+        if len(scores) and np.isin(scores, (0.0, 1.0)).all():
+            return Estimate(float(scores.mean()), wilson(int(scores.sum()), len(scores)))
+        return bootstrap(self.scores_P)
+
+    def mean(self, column: str) -> float:
+        """Mean over problems; nan where it is not known."""
+        values = self.columns.get(column)
+        if values is None or np.isnan(values).all():
+            return np.nan
+        return float(np.nanmean(values))
+
+    @property
+    def alone(self) -> float:
+        """Mean seconds of a problem with nothing beside it; nan where not measured."""
+        known = self.alone_P is not None and not np.isnan(self.alone_P).all()
+        return float(np.nanmean(self.alone_P)) if known and self.alone_P is not None else np.nan
+
+    def over(self, other: Point) -> Estimate | None:
+        """By how much more of the same problems it solves; None where problems differ."""
+        if self.cell.problems != other.cell.problems:
+            return None
+        return difference(self.scores_P, other.scores_P)
+
+
+def points_of(results: Iterable[Results]) -> list[Point]:
+    """All points that can be read off ``results``; cells measured alone are clocks of others."""
+    groups = _by_setting(list(results))
+    alone = {_alone_key(g[0].cell): g for g in groups if g[0].cell.concurrency == 1}
+    points: list[Point] = []
+    drawn_from: set[str] = set()
+    for group in groups:
+        cell = group[0].cell
+        if cell.concurrency == 1:
+            continue
+        drawn = _point(group, alone.get(_alone_key(cell)))
+        points.append(drawn)
+        # Methods that choose otherwise among the same samples say nothing new of cons and pass.
+        source = repr([cell.model, cell.temperature, cell.problems, cell.inference["within"]])
+        if cell.draws and source not in drawn_from and all(r.samples for r in group):
+            drawn_from.add(source)
+            points += _curve(group, drawn, Family.CONS, cons_n)
+            points += _curve(group, drawn, Family.PASS, pass_n)
+    return points
+
+
+def alone_points(results: Iterable[Results]) -> list[Point]:
+    """Points of the cells that were measured one problem at a time."""
+    groups = _by_setting([r for r in results if r.cell.concurrency == 1])
+    return [_point(group, group) for group in groups]
+
+
+def curves(points: Iterable[Point]) -> dict[str, list[Point]]:
+    """Points by series, in the order in which each first comes, its budgets from small to large."""
+    found: dict[str, list[Point]] = {}
+    for point in points:
+        found.setdefault(point.series, []).append(point)
+    return {name: sorted(series, key=lambda p: p.size) for name, series in found.items()}
+
+
+def within(points: Sequence[Point], column: str, amount: float) -> Point | None:
+    """Of the points of one series, the largest budget whose mean ``column`` is at most ``amount``:
+    the one with most total tokens; None where even the smallest spends more."""
+    affordable = [p for p in points if p.mean(column) <= amount]
+    return max(affordable, key=lambda p: p.mean("total_tokens"), default=None)
+
+
+def _setting(cell: Cell) -> str:
+    """All that tells points apart: everything but the seed."""
+    return repr([_alone_key(cell), cell.problems, cell.concurrency])
+
+
+def _alone_key(cell: Cell) -> str:
+    """What a cell shares with the one that measures it alone, perhaps on fewer problems."""
+    return repr([cell.fingerprint, {k: v for k, v in cell.inference.items() if k != "seed"}])
+
+
+def _by_setting(results: list[Results]) -> list[list[Results]]:
+    order = {_setting(r.cell): i for i, r in reversed(list(enumerate(results)))}
+    results = sorted(results, key=lambda r: order[_setting(r.cell)])
+    return [list(group) for _, group in groupby(results, key=lambda r: _setting(r.cell))]
+
+
+def _point(group: list[Results], alone: list[Results] | None) -> Point:
+    cell = group[0].cell
+    columns = {
+        name: _mean_over_seeds([r.columns[name] for r in group]) for name in group[0].columns
+    }
+    clocks = None if alone is None else [r.columns["wall_clock"] for r in alone]
+    num_correct = sum(float(np.nansum(r.columns["correct"])) for r in group)
+    seconds = sum(r.seconds for r in group)
+    return Point(
+        cell=cell,
+        family=_family(cell),
+        method=cell.method,
+        budget=_budget(cell),
+        size=_size(cell, columns["total_tokens"]),
+        command=cell.command,
+        scores_P=columns["correct"],
+        columns=columns,
+        num_seeds=len(group),
+        num_failed=sum(r.num_failed for r in group),
+        goodput=num_correct / seconds if seconds else None,
+        alone_P=None if clocks is None else _mean_over_seeds(clocks),
+    )
+
+
+def _family(cell: Cell) -> Family:
+    how = cell.inference
+    if how["method"] == "best_of_n" and how["chooser"] == "oracle":
+        return Family.PASS
+    return _FAMILIES[how["method"]]
+
+
+def _budget(cell: Cell) -> str:
+    parts = []
+    if cell.children is not None:
+        parts.append(f"{cell.children} {'child' if cell.children == 1 else 'children'}")
+    if cell.window is not None:
+        parts.append(f"window {cell.window:,}")
+    if cell.context is not None:
+        parts.append(f"context {cell.context:,}")
+    if _family(cell) in (Family.CONS, Family.PASS, Family.BEST, Family.AGENTS):
+        parts.append(f"n = {cell.inference['samples']}")
+    return ", ".join(parts)
+
+
+def _size(cell: Cell, total_tokens_P: Floats) -> float:
+    given = cell.children or cell.window or cell.context
+    return float(given) if given is not None else float(np.nan_to_num(np.nanmean(total_tokens_P)))
+
+
+def _mean_over_seeds(columns: list[Floats]) -> Floats:
+    stacked = np.stack(columns)
+    counts = (~np.isnan(stacked)).sum(axis=0)
+    return np.where(counts, np.nansum(stacked, axis=0) / np.maximum(counts, 1), np.nan)
+
+
+def _curve(
+    group: list[Results],
+    drawn: Point,
+    family: Family,
+    spend: Callable[[Sequence[Sample], int], Spent],
+) -> list[Point]:
+    """cons@n or pass@n for every n that was drawn; ``drawn`` is the method that drew them."""
+    most = min(1 + max(s.sample for s in r.samples) for r in group)
+    points = [_estimated(group, family, spend, n) for n in range(1, most + 1)]
+    # To draw all samples and choose otherwise among them takes as long.
+    seconds = sum(r.seconds for r in group)
+    points[-1] = replace(
+        points[-1],
+        columns=drawn.columns | points[-1].columns,
+        goodput=len(group) * float(np.nansum(points[-1].scores_P)) / seconds if seconds else None,
+        alone_P=drawn.alone_P,
+    )
+    return points
+
+
+def _estimated(
+    group: list[Results], family: Family, spend: Callable[[Sequence[Sample], int], Spent], n: int
+) -> Point:
+    cell, num_problems = group[0].cell, len(group[0].columns["index"])
+    spent_S = np.full((len(group), num_problems, 3), np.nan)
+    for seed, results in enumerate(group):
+        for index, samples in groupby(results.samples, key=lambda s: s.problem):
+            spent_S[seed, index] = spend(list(samples), n)
+    score, total, sequential = (_mean_over_seeds(list(spent_S[..., i])) for i in range(3))
+    kind = "cons" if family is Family.CONS else "pass"
+    return Point(
+        cell=cell,
+        family=family,
+        method=f"{kind}@{n}",
+        budget=f"n = {n}",
+        size=n,
+        command=cell.draws[kind].format(n=n),
+        scores_P=score,
+        columns={
+            "total_tokens": total,
+            "sequential_tokens": sequential,
+            "parallelism": total / sequential,
+        },
+        num_seeds=len(group),
+        num_failed=sum(r.num_failed for r in group),
+    )

@@ -1,0 +1,102 @@
+"""Accuracy against time: the paper's figure 6."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from apr.eval import paper
+from apr.eval.paper import Setting
+from apr.eval.points import Family, Point
+from apr.eval.report import style
+from apr.eval.report.board import Board
+from apr.eval.report.scaling import band, cumulative
+from apr.eval.report.style import PAPER, Drawn, Number
+
+_SETTINGS = (Setting.SERIAL, Setting.SERIAL_RL, Setting.THREADS, Setting.THREADS_RL)
+_FAMILIES = (Family.SERIAL, Family.THREADS)
+_MISSING = (
+    "Needs, at temperature 0.0, models that stand for SoS+ and APR (methods serial and apr), and "
+    "for the clock of single problems the same with concurrency = 1."
+)
+_NAMES = {Setting.SERIAL: "SoS+", Setting.THREADS: "APR"}
+
+
+def figure_6(board: Board) -> Drawn:
+    """Share of problems solved within so many sequential tokens, and within so many seconds."""
+    name, title = "figure-6", "Figure 6: accuracy against latency, greedy"
+    loaded = board.pick(_SETTINGS, _FAMILIES, 0.0)
+    alone = board.pick_alone(_SETTINGS, _FAMILIES, 0.0)
+    if len({p.family for p in loaded}) < len(_FAMILIES):
+        return Drawn(name, title, _MISSING, None)
+    figure = Figure((9.2, 6.8), layout="constrained")
+    (tokens, clock), (load, theirs) = figure.subplots(2, 2)
+    _draw_within(tokens, loaded, "sequential_tokens", "in sequence", "sequential tokens")
+    _draw_paper(theirs)
+    if alone:
+        _draw_within(clock, alone, "wall_clock", "one problem at a time", "seconds")
+    else:
+        clock.set_axis_off()
+        clock.text(0, 0.5, "one problem at a time: not run yet\n(concurrency = 1)", color=PAPER)
+    concurrency = loaded[0].cell.concurrency
+    _draw_within(load, loaded, "wall_clock", f"{concurrency} problems at a time", "seconds")
+    caption = (
+        "Share of problems solved with at most so many tokens on the critical path, or so many "
+        "seconds of wall clock from the first call to the last; bands are 95 % intervals. Hollow: "
+        "supervised, filled: after reinforcement learning. Threads of a problem are decoded "
+        "together in one batch, so how much of what they save in sequence they save on the clock "
+        "hangs on what a larger batch costs the machine; the paper had a GPU for each of eight "
+        "threads."
+    )
+    numbers = [
+        Number(
+            p.label,
+            f"{style.share(*p.accuracy)}, {p.mean('sequential_tokens'):,.0f} in sequence, "
+            f"{p.mean('wall_clock'):.2f} s {'alone' if p.cell.concurrency == 1 else 'under load'}",
+            p.command,
+        )
+        for p in [*loaded, *alone]
+    ]
+    return Drawn(name, title, caption, figure, numbers)
+
+
+def _draw_within(ax: Axes, points: Sequence[Point], column: str, title: str, unit: str) -> None:
+    most = max(float(np.nanquantile(p.columns[column], 0.99)) for p in points)
+    amounts = np.linspace(0, most, 240)
+    labels = []
+    for p in points:
+        color = style.colour(p)
+        solved = cumulative(p, column, amounts)
+        low, high = band(solved, p)
+        ax.fill_between(amounts, low, high, solved > 0, color=color, alpha=0.08, linewidth=0)
+        ax.plot(amounts, solved, "-" if style.is_rl(p) else "--", color=color)
+        ax.plot(amounts[-1:], solved[-1:], "o", color=color, markerfacecolor=style.face(p))
+        labels.append((most, float(solved[-1]), p.series, color))
+    ax.set_title(title)
+    ax.set_xlim(0, most * 1.5)
+    ax.set_ylim(0, 1)
+    ax.set_xlabel(unit)
+    style.percent(ax.yaxis)
+    style.label_ends(ax, labels, gap=0.08)
+
+
+def _draw_paper(ax: Axes) -> None:
+    for setting, accuracy in paper.LATENCY_ACCURACY.items():
+        ax.plot([paper.LATENCY_SECONDS], [accuracy], "D", color=PAPER, markersize=7)
+        ax.annotate(
+            f"{_NAMES[setting]} {100 * accuracy:.1f} %",
+            (paper.LATENCY_SECONDS, accuracy),
+            (-10, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            color=PAPER,
+        )
+    ax.set_title("paper, at about 5 s on eight GPUs", color=PAPER)
+    ax.set_xlim(0, 7.5)
+    ax.set_ylim(0, 1)
+    ax.set_xlabel("seconds")
+    style.percent(ax.yaxis)

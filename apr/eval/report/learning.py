@@ -1,0 +1,220 @@
+"""What reinforcement learning changed: the paper's figures 5 and 7."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from apr.eval import paper
+from apr.eval.bootstrap import Estimate, Floats, ratio
+from apr.eval.paper import Change, Setting
+from apr.eval.points import Family, Point
+from apr.eval.report import style
+from apr.eval.report.board import Board
+from apr.eval.report.style import PAPER, Drawn, Number
+
+
+class _Pair(NamedTuple):
+    """One model before and after."""
+
+    name: str
+    before: Point
+    after: Point
+    paper: Change  # its accuracy there
+
+
+class _Ratio(NamedTuple):
+    """A figure after, as a multiple of before."""
+
+    name: str
+    ours: Estimate
+    text: str  # both figures
+    theirs: Change | None
+    color: str
+
+
+_AFTER = {
+    Setting.SERIAL: Setting.SERIAL_RL,
+    Setting.THREADS: Setting.THREADS_RL,
+    Setting.CHILDREN: Setting.CHILDREN_RL,
+}
+_NAMES = {
+    Setting.SERIAL: "serial",
+    Setting.THREADS: "threads",
+    Setting.CHILDREN: "threads,\nnumber set",
+}
+
+
+def figure_5(board: Board) -> Drawn:
+    """What changed with threads: accuracy, tokens and children."""
+    name, title = "figure-5", "Figure 5: reinforcement learning on threads, greedy"
+    pair = _pair(board, Setting.THREADS)
+    if pair is None:
+        return Drawn(name, title, _missing([Setting.THREADS]), None)
+    ratios = [
+        _changed("total tokens", pair, "total_tokens", paper.TOTAL_TOKENS[Setting.THREADS]),
+        _changed("tokens per thread", pair, None, paper.TOKENS_PER_THREAD),
+        _changed("children", pair, "num_children", paper.NUM_CHILDREN),
+    ]
+    figure = Figure((9.2, 3.9), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.1, 2])
+    _draw_accuracy(left, [pair])
+    _draw_ratios(right, ratios)
+    caption = (
+        "Left: accuracy of greedy decoding before (hollow) and after (filled). Right: what a "
+        "problem costs after, as a multiple of before, with 95 % intervals; grey diamonds are the "
+        "paper's. There, the gain came with half as many tokens again: more search."
+    )
+    return Drawn(name, title, caption, figure, _numbers([pair], ratios))
+
+
+def figure_7(board: Board) -> Drawn:
+    """What changed with each model; with the number of children set, the tokens hardly can."""
+    name, title = "figure-7", "Figure 7: where the gain comes from, greedy"
+    pairs = [pair for setting in _AFTER if (pair := _pair(board, setting)) is not None]
+    if not pairs:
+        return Drawn(name, title, _missing(list(_AFTER)), None)
+    ratios = []
+    for pair in pairs:
+        theirs = paper.TOTAL_TOKENS.get(Setting(pair.before.cell.stands_for))
+        ratios.append(_changed(pair.name.replace("\n", " "), pair, "total_tokens", theirs))
+    figure = Figure((9.2, 4.1), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.7, 1.6])
+    _draw_accuracy(left, pairs)
+    _draw_ratios(right, ratios, "total tokens after, as a multiple of before")
+    caption = (
+        "Greedy accuracy before (hollow) and after (filled) reinforcement learning, ours in colour "
+        "beside the paper's in grey, and what it did to the tokens of a problem. Where the number "
+        "of children is set (ours: the largest that was run; the paper: 10), the paper's gain is "
+        "gone."
+    )
+    absent = [s for s in _AFTER if s not in [p.before.cell.stands_for for p in pairs]]
+    if absent:
+        caption += " " + _missing(absent).replace("Needs", "Not run yet:")
+    return Drawn(name, title, caption, figure, _numbers(pairs, ratios))
+
+
+def _missing(settings: Sequence[Setting]) -> str:
+    wanted = [f"{s} and {_AFTER[s]}" for s in settings]
+    return f"Needs, at temperature 0.0, models that stand for {'; '.join(wanted)}."
+
+
+def _pair(board: Board, setting: Setting) -> _Pair | None:
+    family = Family.SERIAL if setting is Setting.SERIAL else Family.THREADS
+    befores = board.pick([setting], [family], 0.0)
+    afters = {p.size_set: p for p in board.pick([_AFTER[setting]], [family], 0.0)}
+    both = [(p, afters[p.size_set]) for p in befores if p.size_set in afters]
+    if not both:
+        return None
+    return _Pair(_NAMES[setting], *both[-1], paper.rl_change(setting))
+
+
+def _changed(name: str, pair: _Pair, column: str | None, theirs: Change | None) -> _Ratio:
+    before, after = _column(pair.before, column), _column(pair.after, column)
+    changed = ratio(after, before)
+    text = f"{_mean(before):,.1f} → {_mean(after):,.1f}"
+    return _Ratio(name, changed, text, theirs, style.colour(pair.before))
+
+
+def _column(point: Point, column: str | None) -> Floats:
+    """Of each problem; without a name, tokens per thread that sampled."""
+    if column is not None:
+        return point.columns[column]
+    threads: Floats = point.columns["total_tokens"] / point.columns["num_threads"]
+    return threads
+
+
+def _mean(values: Floats) -> float:
+    return float(values[values == values].mean())
+
+
+def _draw_accuracy(ax: Axes, pairs: Sequence[_Pair]) -> None:
+    for i, pair in enumerate(pairs):
+        color = style.colour(pair.before)
+        ours = [pair.before.accuracy, pair.after.accuracy]
+        x = [i - 0.3, i - 0.08]
+        bars = [
+            [e.value - e.interval.low for e in ours],
+            [e.interval.high - e.value for e in ours],
+        ]
+        values = [e.value for e in ours]
+        ax.errorbar(x, values, yerr=bars, color=color, elinewidth=1.1)
+        _dots(ax, x, values, color)
+        theirs = [i + 0.12, i + 0.34]
+        ax.plot(theirs, [*pair.paper], "--", color=PAPER, linewidth=1.3)
+        _dots(ax, theirs, [*pair.paper], PAPER)
+        for at, change in ((x, values), (theirs, [*pair.paper])):
+            gain = f"{100 * (change[1] - change[0]):+.1f}"
+            color_of = color if at is x else PAPER
+            top = max(change) if at is theirs else max(e.interval.high for e in ours)
+            ax.annotate(
+                gain,
+                (sum(at) / 2, top),
+                (0, 7),
+                textcoords="offset points",
+                ha="center",
+                color=color_of,
+                fontsize=9.5,
+            )
+    ax.set_xticks(range(len(pairs)), [pair.name for pair in pairs])
+    ax.set_xlim(-0.6, len(pairs) - 0.4)
+    lowest = min(min(p.before.accuracy.interval.low, p.paper.before) for p in pairs)
+    ax.set_ylim(max(0.0, lowest - 0.05), 1.0)
+    ax.grid(axis="x", visible=False)
+    style.percent(ax.yaxis)
+    ax.set_title("accuracy, gain in points")
+
+
+def _dots(ax: Axes, x: Sequence[float], y: Sequence[float], color: str) -> None:
+    """Hollow before, filled after."""
+    ax.plot(x[:1], y[:1], "o", color=color, markerfacecolor=style.GROUND, markersize=7, zorder=3)
+    ax.plot(x[1:], y[1:], "o", color=color, markersize=7, zorder=3)
+
+
+def _draw_ratios(ax: Axes, ratios: Sequence[_Ratio], title: str = "after ÷ before") -> None:
+    furthest = 1.0
+    for y, r in enumerate(ratios):
+        low, high = r.ours.interval
+        bars = [[r.ours.value - low], [high - r.ours.value]]
+        ax.errorbar([r.ours.value], [y - 0.12], xerr=bars, fmt="o", color=r.color, markersize=7)
+        _beside(ax, high, y - 0.12, f"{r.ours.value:.2f} × ({r.text})", r.color)
+        furthest = max(furthest, high)
+        if r.theirs is not None:
+            ax.plot([r.theirs.ratio], [y + 0.2], "D", color=PAPER, markersize=6)
+            text = f"{r.theirs.ratio:.2f} × ({r.theirs.before:,g} → {r.theirs.after:,g})"
+            _beside(ax, r.theirs.ratio, y + 0.2, text, PAPER)
+            furthest = max(furthest, r.theirs.ratio)
+    ax.axvline(1, color=style.MUTED, linewidth=1)
+    ax.set_yticks(range(len(ratios)), [r.name for r in ratios])
+    ax.set_ylim(len(ratios) - 0.45, -0.55)
+    ax.set_xlim(min(0.9, *(r.ours.interval.low - 0.05 for r in ratios)), 1 + 2.3 * (furthest - 0.9))
+    ax.grid(axis="y", visible=False)
+    ax.set_title(title)
+
+
+def _beside(ax: Axes, x: float, y: float, text: str, color: str) -> None:
+    ax.annotate(
+        text, (x, y), (9, 0), textcoords="offset points", va="center", color=color, fontsize=9
+    )
+
+
+def _numbers(pairs: Sequence[_Pair], ratios: Sequence[_Ratio]) -> list[Number]:
+    numbers = []
+    for pair in pairs:
+        for point in (pair.before, pair.after):
+            numbers.append(Number(point.label, style.share(*point.accuracy), point.command))
+        gain = pair.after.over(pair.before)
+        if gain is not None:
+            numbers.append(
+                Number(f"{pair.after.label}, gain", style.points(gain), pair.after.command)
+            )
+    texts = [
+        f"{r.ours.value:.2f} × ({r.ours.interval.low:.2f} to {r.ours.interval.high:.2f})"
+        for r in ratios
+    ]
+    for r, text in zip(ratios, texts, strict=True):
+        numbers.append(Number(r.name, f"{text}: {r.text}", "the two commands above"))
+    return numbers

@@ -1,0 +1,173 @@
+"""The ``Engine`` seam over a server. What a request looks like is an ``Api``'s to know.
+
+A server tells a stop in its own way, and some cannot be told of every kind of stop. So the ids are
+looked at here, too: a completion ends at the first stop whatever the server thinks of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from apr.errors import ConfigError, ContextError, InputError
+from apr.interfaces import Codec
+from apr.remote.http import Http, Json
+from apr.types import Completion, FinishReason, Ids, Sampling
+
+
+class Piece(NamedTuple):
+    """What one piece of an answer adds to a completion."""
+
+    ids: Ids
+    logprobs: tuple[float, ...]  # of ``ids`` at temperature 1; empty where the server has none
+    finish_reason: FinishReason | None = None  # the server's; None while it goes on
+    hang_up: bool = False  # it is finished though the server goes on
+
+
+class Exchange(Protocol):
+    """One request, and the reading of its answer."""
+
+    @property
+    def body(self) -> Json:
+        """What to ask."""
+        ...
+
+    def read(self, answer: Json) -> Piece:
+        """What a piece of the answer adds to the pieces before.
+
+        Raises:
+            LookupError, TypeError, ValueError: it is not what this kind of server answers.
+            EngineError: the server gave up.
+        """
+        ...
+
+
+class Api(Protocol):
+    """What one kind of server is asked, and how it answers."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and completion together."""
+        ...
+
+    def exchange(self, prompt_ids: Ids, sampling: Sampling, stream: bool) -> Exchange: ...
+
+
+@dataclass
+class _Answer:
+    """A completion while it is being heard."""
+
+    sampling: Sampling
+    codec: Codec | None
+    on_token: Callable[[int], None] | None
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def take(self, piece: Piece) -> bool:
+        """Whether the server need not go on."""
+        for i, id in enumerate(piece.ids):
+            self.ids.append(id)
+            self.logprobs += piece.logprobs[i : i + 1]
+            if self.on_token is not None:
+                self.on_token(id)
+            if self.stopped():
+                self.finish_reason = FinishReason.STOP
+                return piece.hang_up or piece.finish_reason is None
+        self.finish_reason = piece.finish_reason or self.finish_reason
+        return piece.hang_up
+
+    def stopped(self) -> bool:
+        if self.ids[-1] in self.sampling.stop_ids:
+            return True
+        if not self.sampling.stop_strings or self.codec is None:
+            return False
+        # A token spells a byte at least, so a stop string never reaches further back than this.
+        reach = max(len(s.encode()) for s in self.sampling.stop_strings)
+        tail = self.codec.decode(self.ids[-reach:])
+        return any(s in tail for s in self.sampling.stop_strings)
+
+    def completion(self) -> Completion | None:
+        """None where the answer ended too early."""
+        if self.finish_reason is None:
+            return None
+        # Better no logprob than a wrong one: what reads traces leaves such calls out of training.
+        complete = len(self.logprobs) == len(self.ids)
+        logprobs = tuple(self.logprobs) if complete else ()
+        return Completion(tuple(self.ids), logprobs, self.finish_reason)
+
+
+class RemoteEngine:
+    """Implements ``apr.interfaces.Engine`` over one server."""
+
+    def __init__(self, http: Http, api: Api, codec: Codec | None, about: dict[str, Any]) -> None:
+        """
+        Args:
+            codec: needed for stop strings, and where the server tells text only.
+            about: what traces note of the server.
+        """
+        self.http = http
+        self.api = api
+        self.codec = codec
+        self.about = about
+
+    @property
+    def context(self) -> int:
+        return self.api.context
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Completion:
+        """As ``apr.interfaces.Engine.generate``.
+
+        Raises:
+            InputError: the server refuses the request.
+        """
+        check_room(prompt_ids, sampling, self.context)
+        if sampling.stop_strings and self.codec is None:
+            raise ConfigError("stop strings need a codec: give the engine one, or use stop ids")
+        stream = self.http.config.stream and on_token is not None
+        exchange = self.api.exchange(tuple(prompt_ids), sampling, stream)
+        answer = _Answer(sampling, self.codec, on_token)
+
+        def hear(piece: Json) -> bool:
+            return answer.take(self._read(exchange, piece))
+
+        await self.http.post(self.api.path, exchange.body, hear)
+        completion = answer.completion()
+        if completion is None:
+            raise self.http.misread("an answer without an end")
+        return completion
+
+    async def close(self) -> None:
+        """Close the connections of the running event loop, which otherwise does so at its end."""
+        await self.http.close()
+
+    def _read(self, exchange: Exchange, piece: Json) -> Piece:
+        try:
+            return exchange.read(piece)
+        except InputError:
+            raise
+        except (LookupError, TypeError, ValueError) as e:
+            raise self.http.misread(f"{type(e).__name__}: {e}") from e
+
+
+def check_room(prompt_ids: Sequence[int], sampling: Sampling, context: int) -> None:
+    """
+    Raises:
+        ContextError: there is no prompt, or it does not fit ``context`` with what is to follow.
+    """
+    if not prompt_ids:
+        raise ContextError("the prompt is empty: give at least one token")
+    if sampling.max_tokens < 1 or len(prompt_ids) + sampling.max_tokens > context:
+        raise ContextError(
+            f"{len(prompt_ids)} tokens of prompt and {sampling.max_tokens} to sample do not "
+            f"fit a context of {context}"
+        )

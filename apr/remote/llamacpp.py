@@ -1,0 +1,99 @@
+"""llama.cpp's server over its native ``/completion``.
+
+The logprobs it returns are a plain softmax of the logits, whatever the temperature. It knows no
+stop ids and renders control tokens as empty text, so stops are looked for among the ids that it
+streams, and the connection is closed at the first one. It says nothing of a token that ends within
+a character; a completion with such a token cannot be put together and is an error. The model's own
+end of sequence always ends a completion. Each slot of the server caches its last prefix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from apr.errors import EngineError
+from apr.remote.engine import Exchange, Piece
+from apr.remote.http import Http, Json
+from apr.types import FinishReason, Ids, Sampling
+
+PORT = 8080
+# In the order in which the embedded engine applies them, and nothing else.
+_SAMPLERS = ["temperature", "top_k", "top_p"]
+_ENDS = {
+    "eos": FinishReason.STOP,
+    "word": FinishReason.STOP,
+    "limit": FinishReason.LENGTH,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaCpp:
+    """What llama.cpp is asked, and how it answers."""
+
+    context: int
+    path: str = "/completion"
+
+    def exchange(self, prompt_ids: Ids, sampling: Sampling, stream: bool) -> Exchange:
+        body: Json = {
+            "prompt": list(prompt_ids),
+            "n_predict": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "samplers": _SAMPLERS,
+            "stop": list(sampling.stop_strings),
+            "n_probs": 1,
+            "return_tokens": True,
+            "cache_prompt": True,
+            # Streamed in any case: whoever finds the stop must be able to hang up.
+            "stream": True,
+        }
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed
+        return _Exchange(body, sampling.max_tokens)
+
+
+class _Exchange:
+    def __init__(self, body: Json, max_tokens: int) -> None:
+        self.body = body
+        self.max_tokens = max_tokens
+        self.num_read = 0
+
+    def read(self, answer: Json) -> Piece:
+        ids: Ids = tuple(answer["tokens"])
+        logprobs = tuple(p["logprob"] for p in answer.get("completion_probabilities") or ())
+        self.num_read += len(ids)
+        if answer["tokens_predicted"] != self.num_read:
+            raise EngineError(
+                "llama.cpp told the ids of some tokens only: it cannot be used for text "
+                "with tokens that end within a character"
+            )
+        if not answer["stop"]:
+            return Piece(ids, logprobs)
+        reason = _ENDS[answer["stop_type"]]
+        if reason is FinishReason.LENGTH and self.num_read < self.max_tokens:
+            raise EngineError(
+                f"llama.cpp stopped after {self.num_read} of {self.max_tokens} tokens: "
+                "start it with a larger --ctx-size for each slot"
+            )
+        return Piece(ids, logprobs, reason)
+
+
+def read_server(http: Http) -> tuple[LlamaCpp, dict[str, Any]]:
+    """What the server says of itself.
+
+    Raises:
+        EngineError: it does not answer, or not as llama.cpp does.
+    """
+    props = http.ask("/props")
+    try:
+        context = int(props["default_generation_settings"]["n_ctx"])
+        about = {
+            "model": str(props.get("model_alias") or props["model_path"]),
+            "server": f"llama.cpp {props.get('build_info', '')}".strip(),
+        }
+    except (LookupError, TypeError, ValueError) as e:
+        raise http.misread(f"/props has no {e}") from e
+    # A slot stops when its context is full, which leaves its last position unsampled.
+    return LlamaCpp(context - 1), about

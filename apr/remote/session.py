@@ -1,0 +1,69 @@
+"""Connections to a server, kept and reused within an event loop and closed when the loop ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from functools import cache
+from ssl import SSLContext
+
+import httpx
+
+_KEEP_ALIVE = 4.0
+"""Seconds that an idle connection is kept: uvicorn, under vLLM and SGLang, hangs up after 5."""
+
+
+@cache
+def trusted() -> SSLContext:
+    """Certificates to trust; reading them takes longer than most requests."""
+    return httpx.create_ssl_context()
+
+
+class Session:
+    """What belongs to one event loop: the connections, and the places for requests."""
+
+    def __init__(self, client: httpx.AsyncClient, places: int) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.client = client
+        self.gate = asyncio.Semaphore(places)
+
+
+class Sessions:
+    """The session of whichever event loop is running."""
+
+    def __init__(
+        self, url: str, headers: dict[str, str], places: int, connect_seconds: float
+    ) -> None:
+        self.url = url
+        self.headers = headers
+        self.places = places
+        self.connect_seconds = connect_seconds
+        self._session: Session | None = None
+        self._holder: AsyncGenerator[Session, None] | None = None
+
+    async def here(self) -> Session:
+        """An async generator holds it, since those are what a loop closes when it ends."""
+        if self._session is None or self._session.loop is not asyncio.get_running_loop():
+            self._holder = self._hold()
+            self._session = await anext(self._holder)
+        return self._session
+
+    async def close(self) -> None:
+        """Close the connections now."""
+        holder, self._holder, self._session = self._holder, None, None
+        if holder is not None:
+            await holder.aclose()
+
+    async def _hold(self) -> AsyncGenerator[Session, None]:
+        async with httpx.AsyncClient(
+            base_url=self.url,
+            headers=self.headers,
+            timeout=httpx.Timeout(None, connect=self.connect_seconds),
+            limits=httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=self.places,
+                keepalive_expiry=_KEEP_ALIVE,
+            ),
+            verify=trusted(),
+        ) as client:
+            yield Session(client, self.places)

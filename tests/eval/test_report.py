@@ -1,0 +1,200 @@
+"""The report as a file: what stands in it, and what it says where results are missing."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from apr.errors import DataError
+from apr.eval.cell import Cell, Grid, read_grid, read_results
+from apr.eval.grid import write_grid
+from apr.eval.paper import ACCURACY, TABLES, Setting
+from apr.eval.points import alone_points, points_of
+from apr.eval.report import latency, learning, scaling, style, tables, write_report
+from apr.eval.report.board import Board
+from tests.eval.cells import cell, fill, fill_whole_grid
+
+FIGURES = [f"figure-{name}" for name in ("4a", "4b", "5", "6", "7", "8")]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    fill_whole_grid(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(results: Path) -> str:
+    return write_report(results, results / "report").read_text()
+
+
+@pytest.fixture(scope="module")
+def board(results: Path) -> Board:
+    done = [r for c in read_grid(results).cells if (r := read_results(results, c)) is not None]
+    return Board(points_of(done), alone_points(done))
+
+
+class Reader(HTMLParser):
+    """Collects what a page asks for and the ids it gives, and checks that tags are closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.asked: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "data") and value is not None:
+                self.asked.append(value)
+            if name == "id" and value is not None:
+                self.ids.append(value)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def grid_of(folder: Path, *cells: Cell) -> Path:
+    write_grid(folder, Grid(list(cells), "a machine", "apr eval some.toml"))
+    return folder
+
+
+def test_every_figure_is_there_as_a_file_and_on_the_page(results: Path, page: str) -> None:
+    made = {p.name for p in (results / "report").iterdir()}
+    assert made == {"index.html", *(f"{f}.{k}" for f in FIGURES for k in ("svg", "png"))}
+    assert page.count("<svg") == len(FIGURES)
+    assert "Not drawn" not in page
+
+
+def test_the_page_is_whole_and_needs_no_other_file(page: str) -> None:
+    reader = Reader(page)
+    assert reader.open == []
+    outside = [a for a in reader.asked if not a.startswith("#")]
+    assert outside == ["https://arxiv.org/abs/2504.15466"], "a link, which is only followed by hand"
+    assert "<script" not in page
+    assert "@import" not in page
+    assert "url(http" not in page
+
+
+def test_ids_are_unique_and_what_points_at_one_finds_it(page: str) -> None:
+    reader = Reader(page)
+    assert len(set(reader.ids)) == len(reader.ids)
+    wanted = {a[1:] for a in reader.asked if a.startswith("#")}
+    wanted |= set(re.findall(r"url\(#([^)]+)\)", page))
+    assert wanted <= set(reader.ids)
+
+
+def test_drawings_take_their_colours_from_the_page(page: str) -> None:
+    drawings = page[page.index("<svg") :]
+    assert re.findall(r"#[0-9a-fA-F]{6}\b", drawings) == []
+    used = set(re.findall(r"var\((--[\w-]+)\)", page))
+    light, dark = style.css_variables()
+    for declared in (light, dark):
+        assert used <= set(re.findall(r"(--[\w-]+):", declared))
+
+
+def test_every_number_has_its_command(results: Path, page: str, board: Board) -> None:
+    for point in board.points:
+        assert f"<code>{point.command}</code>" in page
+    for whole in tables.all_methods(board):
+        assert len(whole.rows) == len(whole.numbers)
+
+
+def test_the_papers_numbers_stand_beside_ours(page: str) -> None:
+    for table in TABLES:
+        assert table.title in page
+    for setting, known in ACCURACY.items():
+        for accuracy in known.values():
+            assert f"<td>{100 * accuracy:.1f}</td>" in page, setting
+
+
+def test_differences_are_against_serial_at_the_same_temperature(board: Board) -> None:
+    (table,) = [t for t in tables.all_methods(board) if t.title.endswith("T = 0.5")]
+    rows = {row[0]: row for row in table.rows}
+    baseline = board.baseline(0.5)
+    assert baseline is not None
+    threads = board.one(Setting.THREADS, scaling.Family.THREADS, 0.5)
+    assert threads is not None
+    gain = threads.over(baseline)
+    assert gain is not None
+    assert rows["threads"][2] == style.points(gain)
+    assert rows["serial"][2] == ""
+
+
+def test_matched_tables_keep_to_their_amounts(board: Board) -> None:
+    for column in ("total_tokens", "sequential_tokens"):
+        table = tables.matched(board, column, "matched")
+        assert table is not None
+        baseline = board.baseline(1.0)
+        assert baseline is not None
+        (row,) = [r for r in table.rows if r[:2] == ("serial, cons@n", "1")]
+        series = [p for p in board.points if p.series == row[0] and p.cell.temperature == 1.0]
+        for text, multiple in zip(row[2:], (1.0, 1.5, 2.0, 4.0, 8.0), strict=True):
+            amount = multiple * 1.05 * baseline.mean(column)
+            affordable = [p for p in series if p.mean(column) <= amount]
+            expected = f"[{affordable[-1].budget}]" if affordable else "–"
+            assert text.endswith(expected)
+
+
+def test_a_figure_without_its_results_says_what_makes_them(tmp_path: Path) -> None:
+    only = cell()
+    fill(tmp_path, only, 0.5, 3)
+    text = write_report(grid_of(tmp_path, only), tmp_path / "out").read_text()
+    assert text.count("Not drawn. Needs, at temperature") == len(FIGURES)
+    assert text.count("has them: <code>apr eval some.toml</code>") == len(FIGURES)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["index.html"]
+
+
+@pytest.mark.parametrize(
+    ("draw", "settings"),
+    [
+        (scaling.figure_4a, {Setting.THREADS, Setting.SERIAL}),
+        (scaling.figure_4b, {Setting.THREADS, Setting.SERIAL}),
+        (scaling.figure_8, {Setting.CHILDREN, Setting.SERIAL}),
+        (learning.figure_5, {Setting.THREADS, Setting.THREADS_RL}),
+        (learning.figure_7, {Setting.SERIAL, Setting.SERIAL_RL}),
+        (latency.figure_6, {Setting.SERIAL, Setting.THREADS_RL}),
+    ],
+)
+def test_a_figure_is_drawn_of_what_there_is(
+    board: Board, draw: type[scaling.figure_4a], settings: set[Setting]
+) -> None:
+    part = Board([p for p in board.points if p.cell.stands_for in settings], [])
+    with style.drawing():
+        assert draw(part).figure is not None
+
+
+def test_failed_runs_are_told(tmp_path: Path) -> None:
+    from apr.eval.cell import write_results
+    from tests.eval.cells import trace
+
+    made = cell()
+    (tmp_path / made.name).mkdir()
+    write_results(tmp_path / made.name, [trace(0, True), trace(1, None)], [])
+    text = write_report(grid_of(tmp_path, made), tmp_path / "out").read_text()
+    assert "1 runs were cut short by the engine" in text
+    assert "threads, 1 failed" in text
+
+
+def test_there_has_to_be_a_grid_with_results(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no grid in"):
+        write_report(tmp_path, tmp_path / "out")
+    grid_of(tmp_path, cell())
+    with pytest.raises(DataError, match=r"no cell in .* run apr eval some\.toml"):
+        write_report(tmp_path, tmp_path / "out")
+    (tmp_path / "grid.json").write_text('{"cells": [{}]}')
+    with pytest.raises(DataError, match=r"grid\.json is damaged"):
+        write_report(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

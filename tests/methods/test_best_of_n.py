@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+
+from apr.countdown.problem import Problem
+from apr.countdown.task import Countdown
+from apr.methods.apr import APR
+from apr.methods.best_of_n import BestOfN, Chooser, Tally, mean_logprob, tally
+from apr.methods.serial import Serial
+from apr.runtime import Runtime
+from apr.trace import Trace
+from apr.types import Grade
+from tests.methods.doubling import Doubling
+from tests.methods.scripted import Diary, runtime_of
+
+NOTHING, SIX, EIGHT = "<join></join>", "<join>6</join>", "<join>8</join>"
+
+
+def solve(chooser: Chooser, *texts: str) -> Trace:
+    method = BestOfN(runtime_of({"4?": texts}), Doubling(), Serial, len(texts), chooser)
+    return asyncio.run(method.solve(4))
+
+
+@pytest.mark.parametrize(
+    ("chooser", "texts", "answer"),
+    [
+        (Chooser.FIRST, [NOTHING, SIX, EIGHT], "6"),
+        (Chooser.FIRST, [EIGHT, SIX], "8"),
+        (Chooser.ORACLE, [NOTHING, SIX, EIGHT], "8"),
+        (Chooser.ORACLE, [NOTHING, SIX, "<join>7</join>"], "6"),
+        # The scripted logprob falls with the byte, so that spaces are the likeliest.
+        (Chooser.LOGPROB, ["zzz" + SIX, "   " + EIGHT], "8"),
+        (Chooser.LOGPROB, ["   " + SIX, "zzz" + EIGHT], "6"),
+        (Chooser.LOGPROB, ["   " + NOTHING, "zzz" + SIX], "6"),
+        (Chooser.LOGPROB, [SIX.replace("6", "ab"), SIX.replace("6", "ba")], "ab"),
+    ],
+)
+def test_choosers(chooser: Chooser, texts: list[str], answer: str) -> None:
+    trace = solve(chooser, *texts)
+    assert (trace.answer, trace.root.join, trace.root.success) == (answer, answer, True)
+    assert trace.grade is not None
+    assert trace.grade.correct == (answer == "8")
+
+
+@pytest.mark.parametrize("chooser", Chooser)
+def test_where_no_sample_claims_an_answer_there_is_none(chooser: Chooser) -> None:
+    trace = solve(chooser, NOTHING, "<join>", NOTHING)
+    assert (trace.answer, trace.root.success) == (None, False)
+    assert trace.grade == Grade(False, "no answer")
+
+
+def test_mean_logprob_is_over_all_threads() -> None:
+    trace = solve(Chooser.FIRST, "a" + SIX, EIGHT)
+    logprobs = [p for t in trace.threads for c in t.calls for p in c.logprobs]
+    assert mean_logprob(trace) == pytest.approx(sum(logprobs) / len(logprobs))
+    assert len(logprobs) == trace.total_tokens
+    assert mean_logprob(Trace({}, "", (trace.root,))) == -math.inf
+
+
+def test_tally_counts_the_samples_and_the_correct_ones() -> None:
+    trace = solve(Chooser.FIRST, NOTHING, EIGHT, SIX, "<join>", EIGHT)
+    assert tally(trace, Doubling(), 4) == Tally(5, 2)
+
+
+def test_over_the_packaged_model(demo: tuple[Runtime, Countdown]) -> None:
+    runtime, task = demo
+    problem, diary = Problem((12, 5, 3), 21), Diary()
+    trace = asyncio.run(BestOfN(runtime, task, APR, 2, Chooser.ORACLE).solve(problem, diary))
+    assert diary.agrees_with(trace)
+    assert trace.error is None
+    (samples,) = trace.root.spawns
+    assert len(samples) == 2
+    counted = tally(trace, task, problem)
+    assert trace.grade is not None
+    assert trace.grade.correct == (counted.num_correct > 0)
+    assert trace.sequential_tokens < trace.total_tokens
+    texts = {tuple(c.ids for c in trace.threads[i].calls) for i in samples}
+    assert len(texts) > 1, "samples at temperature 1 differ"
+    again = asyncio.run(BestOfN(runtime, task, APR, 2, Chooser.ORACLE).solve(problem))
+    assert [t.join for t in again.threads] == [t.join for t in trace.threads]

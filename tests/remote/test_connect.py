@@ -1,0 +1,70 @@
+"""Addresses, and servers that are not what the address says."""
+
+from __future__ import annotations
+
+import pytest
+
+from apr.errors import ConfigError, EngineError
+from apr.remote import Server, connect
+from apr.remote.connect import Address, read_address
+from tests.remote.conftest import Start, codec, says
+from tests.remote.fakes import Fake, FakeOpenAI, FakeSGLang, FakeVLLM
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("sglang://gpu7:30001", Address(Server.SGLANG, "http://gpu7:30001")),
+        ("sglang://gpu7", Address(Server.SGLANG, "http://gpu7:30000")),
+        ("vllm://[::1]:8001/", Address(Server.VLLM, "http://[::1]:8001")),
+        ("vllm+https://host/a/b", Address(Server.VLLM, "https://host/a/b")),
+        ("llamacpp://10.0.0.7", Address(Server.LLAMACPP, "http://10.0.0.7:8080")),
+        ("openai://host:9", Address(Server.OPENAI, "http://host:9/v1")),
+        (
+            "openai+https://host/api/v2?model=a/b&context=4096",
+            Address(Server.OPENAI, "https://host/api/v2", "a/b", 4096),
+        ),
+    ],
+)
+def test_an_address_says_what_and_where(text: str, address: Address) -> None:
+    assert read_address(text) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "http://host",
+        "tgi://host",
+        "vllm",
+        "vllm://",
+        "vllm+ftp://host",
+        "vllm://host:many",
+        "vllm://host?context=long",
+        "vllm://host?contxt=9",
+    ],
+)
+def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match="write sglang://host:port"):
+        read_address(text)
+
+
+def test_a_server_of_another_kind_is_found_out(start: Start, kind: type[Fake]) -> None:
+    server = start(FakeOpenAI if kind is FakeSGLang else FakeSGLang, says("x"))
+    with pytest.raises((EngineError, ConfigError), match=kind.scheme):
+        connect(f"{kind.scheme}://127.0.0.1:{server.port}", codec)
+
+
+def test_a_context_may_be_told_but_not_stretched(start: Start) -> None:
+    server = start(FakeVLLM, says("x"), context=64)
+    with pytest.raises(ConfigError, match="64, not 65"):
+        connect(f"{server.address}?context=65")
+
+
+def test_traces_note_where_they_come_from(start: Start) -> None:
+    server = start(FakeVLLM, says("x"))
+    assert connect(server.address).about == {
+        "url": f"http://127.0.0.1:{server.port}",
+        "model": "m",
+        "server": "vllm 0.32.0",
+    }

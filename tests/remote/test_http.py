@@ -1,0 +1,193 @@
+"""Servers that die, stall, refuse and recover; who is asked again, and who is told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from apr.errors import ConfigError, EngineError, EngineTimeout, InputError
+from apr.remote import RemoteConfig, RemoteEngine, connect
+from apr.types import Completion, Sampling
+from tests.remote.conftest import Start, codec, says
+from tests.remote.fakes import Fake, FakeVLLM, Fault
+
+PROMPT = codec.encode("go on: ")
+TEXT = codec.encode("12 + 3")
+SOON = RemoteConfig(patience=0.5)
+
+
+def engine_of(server: Fake, config: RemoteConfig = SOON) -> RemoteEngine:
+    engine = connect(server.address, codec, config)
+    assert isinstance(engine, RemoteEngine)
+    return engine
+
+
+async def ask(engine: RemoteEngine, **settings: int) -> Completion:
+    return await engine.generate(PROMPT, Sampling(6, **settings))
+
+
+def test_connections_are_reused_and_their_number_is_bounded(start: Start) -> None:
+    server = start(FakeVLLM, says("12 + 3"), delay=0.002)
+    engine = engine_of(server, RemoteConfig(concurrency=4))
+    before = server.num_connections
+
+    async def many() -> list[Completion]:
+        return await asyncio.gather(*(ask(engine) for _ in range(40)))
+
+    assert {c.ids for c in asyncio.run(many())} == {TEXT}
+    assert server.most_active == 4
+    assert server.num_connections - before <= 4
+
+
+def test_an_engine_outlives_an_event_loop(start: Start) -> None:
+    engine = engine_of(start(FakeVLLM, says("12 + 3")))
+    assert [asyncio.run(ask(engine)).ids for _ in range(3)] == [TEXT] * 3
+
+
+@pytest.mark.parametrize("fault", [Fault(status=503), Fault(status=429), Fault(after=0)])
+def test_a_busy_or_broken_server_is_asked_again(
+    kind: type[Fake], start: Start, fault: Fault
+) -> None:
+    server = start(kind, says("12 + 3"))
+    engine = connect(server.address, codec, SOON)
+    server.faults.extend([fault] * 2)
+    heard: list[int] = []
+    got = asyncio.run(engine.generate(PROMPT, Sampling(6), heard.append))
+    assert got.ids == tuple(heard) == TEXT
+    assert not server.faults
+
+
+def test_what_was_heard_is_never_heard_again(start: Start) -> None:
+    server = start(FakeVLLM, says("12 + 3"))
+    engine = engine_of(server)
+    server.faults.append(Fault(after=3))
+    heard: list[int] = []
+    with pytest.raises(EngineError, match="broke off"):
+        asyncio.run(engine.generate(PROMPT, Sampling(6), heard.append))
+    assert tuple(heard) == TEXT[: len(heard)]
+    assert len(server.bodies) == 1
+
+
+def test_a_refusal_is_told_at_once_and_names_the_server(start: Start) -> None:
+    server = start(FakeVLLM, says("12 + 3"))
+    engine = engine_of(server)
+    server.faults.append(Fault(status=404))
+    with pytest.raises(InputError, match=rf"vllm at http://127.0.0.1:{server.port} .*as the test"):
+        asyncio.run(ask(engine))
+    server.faults.append(Fault(status=500))
+    with pytest.raises(EngineError, match="status 500: as the test"):
+        asyncio.run(ask(engine))
+    assert len(server.bodies) == 2
+
+
+def test_a_dead_server_is_one_clear_error(start: Start) -> None:
+    server = start(FakeVLLM, says("12 + 3"))
+    engine = engine_of(server)
+    server.die()
+
+    async def many() -> list[object]:
+        return await asyncio.gather(*(ask(engine) for _ in range(20)), return_exceptions=True)
+
+    for error in asyncio.run(many()):
+        assert isinstance(error, EngineError)
+        assert f"vllm at http://127.0.0.1:{server.port} does not answer" in str(error)
+    with pytest.raises(EngineError, match="does not answer"):
+        connect(server.address)
+
+
+def test_only_the_first_requests_wait_for_a_dead_server(start: Start) -> None:
+    server = start(FakeVLLM, says("12 + 3"))
+    engine = engine_of(server, RemoteConfig(patience=3))
+    server.faults.extend([Fault(after=0)] * 1000)
+
+    async def one_after_the_other() -> list[int]:
+        num_attempts = []
+        for _ in range(3):
+            with pytest.raises(EngineError):
+                await ask(engine)
+            num_attempts.append(len(server.bodies))
+        return num_attempts
+
+    first, second, third = asyncio.run(one_after_the_other())
+    assert first > 3
+    assert (second, third) == (first + 1, first + 2)
+
+
+def test_a_server_that_comes_back_in_time_loses_nothing(start: Start) -> None:
+    server = start(FakeVLLM, says("12 + 3"), delay=0.01)
+    engine = engine_of(server, RemoteConfig(patience=20))
+
+    async def many() -> list[Completion]:
+        asked = [asyncio.create_task(ask(engine)) for _ in range(20)]
+        await asyncio.sleep(0.03)
+        await asyncio.to_thread(server.die)
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(server.revive)
+        return await asyncio.gather(*asked)
+
+    assert [c.ids for c in asyncio.run(many())] == [TEXT] * 20
+
+
+def test_a_stalled_server_is_a_timeout(start: Start) -> None:
+    server = start(FakeVLLM, says("12 + 3"), delay=30)
+    engine = engine_of(server, RemoteConfig(seconds=0.3))
+    with pytest.raises(EngineTimeout, match=r"0\.3 s"):
+        asyncio.run(ask(engine))
+
+
+def test_no_attempt_is_made_beyond_the_deadline(start: Start) -> None:
+    server = start(FakeVLLM, says("12 + 3"))
+    engine = engine_of(server, RemoteConfig(seconds=0.5, patience=60))
+    server.faults.extend([Fault(status=503)] * 1000)
+    with pytest.raises(EngineTimeout):
+        asyncio.run(ask(engine))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_cancelling_hangs_up(kind: type[Fake], start: Start, stream: bool) -> None:
+    server = start(kind, says(100 * "12 + 3"))
+    engine = connect(server.address, codec, RemoteConfig(stream=stream))
+    server.delay = 0.01
+    num_probes = len(server.bodies)
+
+    async def cancel() -> None:
+        task = asyncio.create_task(engine.generate(PROMPT, Sampling(600), lambda id: None))
+        while len(server.bodies) == num_probes:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while not server.num_hung_up:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(cancel())
+
+
+def test_a_listener_that_raises_fails_its_own_request_only(start: Start) -> None:
+    engine = engine_of(start(FakeVLLM, says("12 + 3")))
+
+    def listener(id: int) -> None:
+        raise KeyError("listener")
+
+    async def both() -> list[object]:
+        bad = engine.generate(PROMPT, Sampling(6), listener)
+        return await asyncio.gather(bad, ask(engine), return_exceptions=True)
+
+    bad, good = asyncio.run(both())
+    assert isinstance(bad, KeyError)
+    assert isinstance(good, Completion)
+
+
+def test_a_key_is_sent_where_one_is_set(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start(FakeVLLM, says("12 + 3"), key="s3cret")
+    with pytest.raises(InputError, match="no key"):
+        connect(server.address)
+    monkeypatch.setenv("APR_ENGINE_KEY", "s3cret")
+    assert asyncio.run(ask(engine_of(server))).ids == TEXT
+
+
+def test_settings_without_sense_are_refused() -> None:
+    for settings in ({"concurrency": 0}, {"seconds": 0}, {"connect_seconds": 0}, {"patience": -1}):
+        with pytest.raises(ConfigError):
+            RemoteConfig(**settings)

@@ -1,0 +1,211 @@
+"""Reinforcement learning from a recipe to a checkpoint, through the real parts, but small."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from apr import api, config
+from apr.countdown.problem import Split
+from apr.errors import CheckpointError, ConfigError
+from apr.train.log import read_metrics
+from tests.test_api import RECIPE
+
+Overrides = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that knows how to spawn and join, and little else."""
+    home = tmp_path_factory.mktemp("start")
+    optim = replace(RECIPE.sft.optim, lr=0.01, matrix_lr=0.05, warmup=1)
+    recipe = replace(RECIPE, count=200, sft=replace(RECIPE.sft, steps=150, optim=optim))
+    recipe = replace(recipe, sft=replace(recipe.sft, eval_every=150, save_every=150))
+    api.make_data(recipe, home / "data", progress=False)
+    api.train(recipe, home / "run", home / "data", progress=False)
+    return home / "run" / "checkpoint"
+
+
+def rl(start: Path, **changes: Any) -> api.RLRecipe:
+    grpo = {
+        "steps": 3,
+        "prompts": 4,
+        "group": 3,
+        "validate_every": 2,
+        "save_every": 1,
+        "micro_tokens": 500,
+        # Hardly an answer is right, so what is rewarded is children that come back.
+        "reward": {"shape": "parl", "finished": 1.0},
+        "optim": {"kind": "adamw", "lr": 1e-3, "warmup": 0, "decay": 0.0},
+    }
+    grpo |= changes.pop("grpo", {})
+    return config.build(
+        api.RLRecipe, {"checkpoint": str(start), "validation": 3, "grpo": grpo} | changes
+    )
+
+
+def toml(recipe: api.RLRecipe, path: Path) -> Path:
+    """``recipe`` as a file, by way of overrides, which TOML values are."""
+    lines: list[str] = []
+
+    def write(section: str, values: dict[str, Any]) -> None:
+        plain = {k: v for k, v in values.items() if not isinstance(v, dict) and v is not None}
+        lines.append(f"[{section}]" if section else "")
+        lines.extend(f"{k} = {json.dumps(v)}" for k, v in plain.items())
+        for key, value in values.items():
+            if isinstance(value, dict):
+                write(f"{section}.{key}" if section else key, value)
+
+    write("", config.to_json(recipe))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoint" / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_makes_a_checkpoint_that_knows_where_it_comes_from(
+    start: Path, tmp_path: Path
+) -> None:
+    recipe = rl(start)
+    api.reinforce(recipe, tmp_path, progress=False)
+    model = api.load(tmp_path / "checkpoint")
+    assert model.recipe == api.load(start).recipe
+    manifest = json.loads((tmp_path / "checkpoint" / "apr.json").read_text())
+    assert config.build(api.RLRecipe, manifest["grpo"]) == recipe
+    assert not same(weights(tmp_path), load_file(start / "model.safetensors"))
+    (trace,) = api.evaluate(model, api.pose(RECIPE, Split.TEST, 1))
+    assert trace.grade is not None
+
+
+def test_the_engine_and_the_trainer_agree_on_what_was_sampled(start: Path, tmp_path: Path) -> None:
+    """At every step, so the engine samples with the weights as they are."""
+    api.reinforce(rl(start, grpo={"steps": 4}), tmp_path, progress=False)
+    metrics = read_metrics(tmp_path)
+    assert [m["step"] for m in metrics] == [0, 1, 2, 3, 4]
+    assert [m["step"] for m in metrics if "valid_accuracy" in m] == [0, 2, 4]
+    assert all(m["mismatch"] < 1e-5 for m in metrics[1:])
+    assert all(m["rollouts"] == 12 and m["failed_rollouts"] == 0 for m in metrics[1:])
+    assert [m["kl"] > 1e-7 for m in metrics[1:]] == [True] * 4
+    assert any(m["mixed_groups"] for m in metrics[1:])
+
+
+def test_a_run_is_a_function_of_its_recipe(start: Path, tmp_path: Path) -> None:
+    recipes = {"a": rl(start), "b": rl(start), "c": rl(start, seed=1)}
+    for name, recipe in recipes.items():
+        api.reinforce(recipe, tmp_path / name, progress=False)
+    a, b, c = (weights(tmp_path / name) for name in recipes)
+    assert same(a, b)
+    assert not same(a, c)
+    assert read_metrics(tmp_path / "a") == read_metrics(tmp_path / "b")
+
+
+@pytest.mark.parametrize("credit", ["thread", "mixed"])
+def test_children_can_be_credited_by_what_they_said(
+    start: Path, tmp_path: Path, credit: str
+) -> None:
+    root, other = tmp_path / "root", tmp_path / "other"
+    api.reinforce(rl(start), root, progress=False)
+    api.reinforce(rl(start, grpo={"credit": credit}), other, progress=False)
+    assert not same(weights(root), weights(other))
+
+
+def test_serial_search_is_trained_by_the_same_means(start: Path, tmp_path: Path) -> None:
+    recipe = rl(start, sampling={"method": "serial", "temperature": 1.0})
+    api.reinforce(recipe, tmp_path, progress=False)
+    assert all(m["children"] == 0 for m in read_metrics(tmp_path)[1:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"sampling": {"temperature": 0.5}}, "leave sampling.temperature at 1"),
+        ({"sampling": {"temperature": 1.0, "seed": 3}}, "set seed, not sampling.seed"),
+        ({"sampling": {"temperature": 1.0, "children": 3}}, "not trained to heed a number"),
+        ({"sampling": {"temperature": 1.0, "method": "hogwild"}}, "is nothing to train on"),
+        ({"validation": 0}, "validation is a number of problems"),
+        ({"grpo": {"group": 1}}, "group is 1: give 2 or more"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    start: Path, tmp_path: Path, changes: Overrides, sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        api.reinforce(rl(start, **changes), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "state").exists()
+
+
+def test_a_run_is_of_one_recipe(start: Path, tmp_path: Path) -> None:
+    api.reinforce(rl(start), tmp_path, progress=False)
+    with pytest.raises(ConfigError, match="holds a run of another recipe"):
+        api.reinforce(rl(start, seed=5), tmp_path, progress=False)
+
+
+def test_a_missing_start_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        api.reinforce(rl(tmp_path / "nowhere"), tmp_path / "run", progress=False)
+
+
+def _spawn(*args: str | Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, args)], env=environment, text=True, stdout=subprocess.PIPE
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_kills_at_random_moments_change_nothing(start: Path, tmp_path: Path) -> None:
+    recipe = toml(rl(start, grpo={"steps": 60}), tmp_path / "rl.toml")
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    began = time.monotonic()
+    assert _spawn("-m", "apr", "grpo", recipe, "--out", straight).wait() == 0
+    whole = time.monotonic() - began
+    moments, num_killed = random.Random(0), 0
+    while num_killed < 10:
+        process = _spawn("-m", "apr", "grpo", recipe, "--out", killed)
+        # Kills that come before the first state leave nothing; later ones fall anywhere in a step.
+        time.sleep(moments.uniform(0.3, 0.6) * whole)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            break
+        num_killed += 1
+    assert _spawn("-m", "apr", "grpo", recipe, "--out", killed).wait() == 0
+    print(f"killed {num_killed} times")
+    lines = [(run / "metrics.jsonl").read_bytes() for run in (straight, killed)]
+    assert lines[0] == lines[1]
+    assert same(weights(straight), weights(killed))
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_train_one_model(start: Path, tmp_path: Path) -> None:
+    """Rollouts differ in the last digits of their logprobs at most, so the curves stay together."""
+    recipe = toml(rl(start), tmp_path / "rl.toml")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert _spawn("-m", "apr", "grpo", recipe, "--out", one).wait() == 0
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "apr", "grpo")
+    process = _spawn(*launch, recipe, "--out", two)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0
+    assert output.count("checkpoint in") == 1
+    for a, b in zip(read_metrics(one), read_metrics(two), strict=True):
+        assert b == pytest.approx(a, rel=1e-3, abs=1e-6)
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], weight, atol=1e-4, rtol=1e-3)
