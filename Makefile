@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # One line of each target, for `make help`.
 .DEFAULT_GOAL := help
-.PHONY: help install demo mini rl test check bench clean
+.PHONY: help install demo mini rl test test-engines check bench clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

@@ -20,6 +20,8 @@ import pytest
 from apr import api, cli, config
 from apr.errors import CheckpointError, ConfigError
 from apr.eval.cell import CLOCKS, RESULTS, TRACES
+from apr.eval.points import FAMILIES, Family
+from apr.eval.report import style
 from apr.flags import RunFlags
 from apr.trace import read_traces
 from tests.test_cli import RECIPE
@@ -261,6 +263,11 @@ def test_models_and_entries_have_to_agree(here: Path) -> None:
     gone = grid(models=(replace(grid().models[0], checkpoint="gone"),))
     with pytest.raises(CheckpointError, match="gone"):
         api.plan_grid(gone)
+
+
+def test_reports_know_every_method() -> None:
+    assert set(FAMILIES) == set(api.MethodName)
+    assert set(style.COLOURS) == set(Family)
 
 
 def test_the_recipe_of_the_default_grid_asks_for_all_that_is_drawn() -> None:

@@ -31,9 +31,10 @@ class Family(StrEnum):
     BEST = "best of n"
     AGENTS = "agents"
     TREE = "tree of thoughts"
+    HOGWILD = "hogwild"
 
 
-_FAMILIES = {
+FAMILIES = {
     "apr": Family.THREADS,
     "serial": Family.SERIAL,
     "pasta": Family.PASTA,
@@ -41,7 +42,9 @@ _FAMILIES = {
     "best_of_n": Family.BEST,
     "multi_agent": Family.AGENTS,
     "tree_of_thoughts": Family.TREE,
+    "hogwild": Family.HOGWILD,
 }
+"""Of each method, by its name in ``Inference``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +213,7 @@ def _family(cell: Cell) -> Family:
     how = cell.inference
     if how["method"] == "best_of_n" and how["chooser"] == "oracle":
         return Family.PASS
-    return _FAMILIES[how["method"]]
+    return FAMILIES[how["method"]]
 
 
 def _budget(cell: Cell) -> str:
@@ -221,7 +224,7 @@ def _budget(cell: Cell) -> str:
         parts.append(f"window {cell.window:,}")
     if cell.context is not None:
         parts.append(f"context {cell.context:,}")
-    if _family(cell) in (Family.CONS, Family.PASS, Family.BEST, Family.AGENTS):
+    if _family(cell) in (Family.CONS, Family.PASS, Family.BEST, Family.AGENTS, Family.HOGWILD):
         parts.append(f"n = {cell.inference['samples']}")
     return ", ".join(parts)
 

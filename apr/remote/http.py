@@ -36,7 +36,7 @@ _LONGEST_WAIT = 5.0
 class RemoteConfig:
     """How to deal with a server."""
 
-    concurrency: int = 64
+    concurrency: int = 256
     """Most requests under way at the same time; the others wait here."""
     seconds: float = 600.0
     """Longest that one request may take, attempts and waits between them included."""

@@ -37,6 +37,7 @@ COLOURS = {
     Family.TREE: "#00805e",
     Family.AGENTS: "#3d8fc4",
     Family.PASTA: "#4b4b8f",
+    Family.HOGWILD: "#7a2e2e",
 }
 _DARK = {
     Family.THREADS: "#56b4e9",
@@ -47,6 +48,7 @@ _DARK = {
     Family.TREE: "#2fc295",
     Family.AGENTS: "#9ad1f5",
     Family.PASTA: "#a3a3e8",
+    Family.HOGWILD: "#d98c8c",
 }
 _GROUNDS = {  # name: (as drawn, light, dark)
     "ink": (INK, "#1c1c1c", "#e8e8e6"),
