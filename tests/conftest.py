@@ -6,6 +6,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -34,3 +35,26 @@ def disk_limit() -> DiskLimit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limit
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Type ``apr ...``."""
+    from apr import cli
+
+    def type_in(*args: object) -> Ran:
+        with pytest.raises(SystemExit) as exit:
+            cli.app(list(map(str, args)), prog_name="apr")
+        assert isinstance(exit.value.code, int)
+        return Ran(exit.value.code, *capsys.readouterr())
+
+    return type_in

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -22,6 +21,7 @@ from apr import cli
 from apr.errors import EngineError
 from apr.testing import Reply, ScriptedEngine
 from apr.trace import read_traces, write_traces
+from tests.conftest import Ran, Run
 
 RECIPE = """count = 24
 held_out = 24
@@ -46,28 +46,6 @@ num_key_value_heads = 2
 head_dim = 16
 """
 SOLVE = ("solve", "3", "5", "8", "--target", "29")
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Type ``apr ...``."""
-
-    def type_in(*args: object) -> Ran:
-        with pytest.raises(SystemExit) as exit:
-            cli.app(list(map(str, args)), prog_name="apr")
-        assert isinstance(exit.value.code, int)
-        return Ran(exit.value.code, *capsys.readouterr())
-
-    return type_in
 
 
 @pytest.fixture(scope="module")

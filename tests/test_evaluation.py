@@ -9,21 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from apr import api, cli, config
+from apr import api, config
 from apr.errors import CheckpointError, ConfigError
 from apr.eval.cell import CLOCKS, RESULTS, TRACES
 from apr.eval.points import FAMILIES, Family
 from apr.eval.report import style
 from apr.flags import RunFlags
 from apr.trace import read_traces
+from tests.conftest import Run
 from tests.test_cli import RECIPE
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -41,28 +41,6 @@ temperatures = [0.0, 1.0]
 models = ["tiny"]
 how = { method = "best_of_n", samples = 3, temperature = 1.0 }
 """
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Type ``apr ...``."""
-
-    def type_in(*args: object) -> Ran:
-        with pytest.raises(SystemExit) as exit:
-            cli.app(list(map(str, args)), prog_name="apr")
-        assert isinstance(exit.value.code, int)
-        return Ran(exit.value.code, *capsys.readouterr())
-
-    return type_in
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from apr.config import check_least
 from apr.countdown.demonstrate import Demonstrate
 from apr.data.shards import Overlong
 from apr.engine import EngineConfig
@@ -124,12 +125,8 @@ class Inference:
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ConfigError("temperature and top_k are 0 or more, and top_p above 0 and up to 1")
-        for name in ("children", "window"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ConfigError(f"{name} is {value}: give 0 or more")
-        if self.samples < 1:
-            raise ConfigError(f"samples is {self.samples}: give at least 1")
+        check_least(0, children=self.children or 0, window=self.window or 0)
+        check_least(1, samples=self.samples)
         if self.temperature == 0 and self.method not in _ONE_RUN:
             raise ConfigError(
                 f"{self.method} takes several samples, and at temperature 0 they are all equal: "
@@ -183,5 +180,4 @@ class RLRecipe:
             )
         if how.seed is not None:
             raise ConfigError("rollouts are seeded by the recipe: set seed, not sampling.seed")
-        if self.validation < 1:
-            raise ConfigError(f"validation is a number of problems, not {self.validation}")
+        check_least(1, validation=self.validation)
