@@ -49,7 +49,7 @@ rl: .venv/installed ## reinforcement learning on threads and on serial search (4
 test: .venv/installed ## the tests that need no GPU, no server and no patience
 	$(BIN)/python -m pytest
 
-# Their environments, some 4 GB, are made once, in ~/.cache/apr/engines or in $$APR_ENGINES.
+# Their environments, some 6 GB, are made once, in ~/.cache/apr/engines or in $$APR_ENGINES.
 test-engines: .venv/installed ## install real servers, and test against them (minutes, on the CPU)
 	$(BIN)/python -m pytest tests/remote -m engines
 

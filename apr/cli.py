@@ -33,7 +33,18 @@ from apr.errors import (
     StorageError,
 )
 from apr.eval.metrics import summarize
-from apr.flags import Engine, Json, Overrides, RunFlags, Verbs, Workers, output, run_flags
+from apr.flags import (
+    Engine,
+    Json,
+    Minutes,
+    Overrides,
+    RunFlags,
+    Verbs,
+    Workers,
+    deadline,
+    output,
+    run_flags,
+)
 from apr.trace import Trace, read_traces, write_traces
 
 if TYPE_CHECKING:
@@ -191,6 +202,11 @@ def evaluate(
     ready = api.load(checkpoint, engine)
     if problems is None:
         posed = api.pose(recipe or ready.recipe, split, count or 500, problem_seed)
+    trained_on = ready.recipe.demonstrations.problems
+    num_foreign = sum(not trained_on.covers(p) for p in posed)
+    if num_foreign:
+        which = f"{num_foreign} of {len(posed)} problems are of another kind"
+        typer.echo(f"note: {which}: this model was trained on {trained_on}", err=True)
     start = time.perf_counter()
     traces = _evaluate(ready, posed, inference, concurrency)
     seconds_all = time.perf_counter() - start
@@ -272,6 +288,33 @@ def trace(
 
 
 @app.command(rich_help_panel="Look")
+def explain(
+    file: Annotated[Path, typer.Argument(help="Traces of apr eval.")],
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Their checkpoint, if it has been moved.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say why problems were not solved: wrong arithmetic, wrong verdicts, trees gone wrong.
+
+    apr explain runs/eval/demo-apr.jsonl
+    """
+    from apr import api
+
+    traces = list(read_traces(file))
+    if not traces:
+        raise DataError(f"{file} holds no trace: name one that apr eval wrote")
+    found = api.explain(traces, model or Path(traces[0].meta.get("model", apr.DEMO)))
+    if as_json:
+        typer.echo(json.dumps({kind: one.to_json() for kind, one in found.items()}))
+        return
+    console = _console()
+    console.print(terminal.columns({kind: one.shares() for kind, one in found.items()}))
+    for cause, num in found["all"].causes.most_common():
+        console.print(f"{num:5} not solved: {cause.meaning}", highlight=False)
+
+
+@app.command(rich_help_panel="Look")
 def grade(
     file: Annotated[Path, typer.Argument(help="JSON lines; - for standard input.")],
 ) -> None:
@@ -309,16 +352,18 @@ def sft(
         Path | None, typer.Option(metavar="DIR", help="By default data/RECIPE.")
     ] = None,
     workers: Workers = None,
+    minutes: Minutes = None,
     overrides: Overrides = None,
 ) -> None:
     """Train a model on demonstrations, made first if missing; goes on where it was cut off."""
+    until = deadline(minutes)
     loaded = _recipe(recipe, overrides)
     stem = Path(recipe).stem
     run, folder = out or Path("runs", stem), data or Path("data", stem)
     _make_data(loaded, folder, workers)
     from apr import api
 
-    losses = api.train(loaded, run, folder, sys.stderr.isatty())
+    losses = api.train(loaded, run, folder, sys.stderr.isatty(), until)
     typer.echo(f"held-out loss {losses.mean:.4f} nats per token")
     for name, loss in losses.by_class.items():
         typer.echo(f"  {name} {loss:.4f}, {losses.shares[name]:.1%} of the whole")
@@ -329,19 +374,37 @@ def sft(
 def grpo(
     recipe: Annotated[str, typer.Argument(help="A TOML file, or a name such as grpo.")],
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="By default runs/RECIPE.")] = None,
+    minutes: Minutes = None,
     overrides: Overrides = None,
 ) -> None:
     """Train a model further on whole trees of threads, by the grade of their answers (GRPO).
 
     Goes on where it was cut off. On several devices: torchrun --nproc-per-node N -m apr grpo RECIPE
     """
+    until = deadline(minutes)
     from apr import api
 
     loaded = _load(recipe, api.RLRecipe, overrides)
     run = out or Path("runs", Path(recipe).stem)
-    api.reinforce(loaded, run, sys.stderr.isatty())
+    api.reinforce(loaded, run, sys.stderr.isatty(), until)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"checkpoint in {run / 'checkpoint'}")
+
+
+@app.command(rich_help_panel="Train")
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint to copy.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; replaced if there.")],
+) -> None:
+    """Copy a checkpoint in bfloat16, split into files that a repository takes.
+
+    apr export runs/mini/checkpoint results/mini
+    """
+    from apr import api
+
+    api.export(checkpoint, directory)
+    size = sum(file.stat().st_size for file in directory.iterdir())
+    typer.echo(f"{directory}: {size / 1e6:.1f} MB")
 
 
 servers = typer.Typer(cls=Verbs, help="Real servers that run a checkpoint.")
@@ -379,6 +442,23 @@ def launch(
     start = Launch(kind, model, interpreter, host=host, port=port, flags=tuple(flags or ()))
     typer.echo(f"starting {kind}; what it prints is in {log}", err=True)
     serve(start, log, lambda address: typer.echo(f"ready: --engine {address}"))
+
+
+@servers.command()
+def gguf(
+    model: Annotated[Path, typer.Argument(help="Checkpoint.")],
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="For instance mini.gguf.")],
+) -> None:
+    """Write a checkpoint as llama.cpp reads it, in float32.
+
+    apr engine gguf runs/mini/checkpoint mini.gguf
+    """
+    from apr.models.gguf import save_gguf
+
+    save_gguf(model, out)
+    typer.echo(
+        f"serve it with: llama-server --model {out}, then --engine llamacpp://127.0.0.1:8080"
+    )
 
 
 def main() -> None:

@@ -8,8 +8,9 @@
     |   |-- DataError              a missing or damaged shard or file
     |   |-- StorageError           a file that cannot be written: a full disk, no permission
     |   `-- ContextError           a prompt that leaves no room to sample
-    `-- EngineError                the world failed: the engine died, timed out, ran out of space
-        `-- EngineTimeout          no answer within the time allowed
+    |-- EngineError                the world failed: the engine died, timed out, ran out of space
+    |   `-- EngineTimeout          no answer within the time allowed
+    `-- OutOfTime                  a run stopped at its time limit, its state saved: exit code 75
 
 What a *model* does wrong is never an exception: it is data on the trace (see ``apr.trace``).
 """
@@ -53,3 +54,12 @@ class EngineError(AprError):
 
 class EngineTimeout(EngineError):
     """The engine did not answer in the time allowed."""
+
+
+class OutOfTime(AprError):
+    """A training run stopped at its time limit; its state is saved to go on from."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        super().__init__(
+            f"out of time after step {step} of {steps}: give the same command again to go on"
+        )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial, wraps
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
 from apr import config
-from apr.errors import AprError, InputError
+from apr.errors import AprError, InputError, OutOfTime
 
 if TYPE_CHECKING:
     from apr.api import Inference
@@ -42,6 +44,12 @@ Engine = Annotated[
         "--engine",
         metavar="ADDRESS",
         help="Server that runs the checkpoint: vllm://host:port, sglang://..., several by commas.",
+    ),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="Stop after so many, state saved, with code 75; the same command goes on."
     ),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")]
@@ -98,6 +106,11 @@ class RunFlags:
         return config.build(Inference, raw)
 
 
+def deadline(minutes: float | None) -> float:
+    """So many minutes from now on the clock of ``time.monotonic``; never, where none are given."""
+    return inf if minutes is None else time.monotonic() + 60 * minutes
+
+
 def run_flags(verb: Callable[..., None]) -> Callable[..., None]:
     """Let ``verb`` take the fields of its parameter ``how``, a ``RunFlags``, one by one."""
     flags = get_type_hints(RunFlags, include_extras=True)
@@ -122,7 +135,10 @@ def run_flags(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 class Verbs(TyperGroup):
-    """Verbs that fail with one sentence: 2 for what the user can mend, 1 for the world."""
+    """Verbs that fail with one sentence: 2 for what the user can mend, 1 for the world.
+
+    75 ("try again", as ``sysexits.h`` has it): out of time, and the same command goes on.
+    """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -132,6 +148,8 @@ class Verbs(TyperGroup):
         except _UsageError as e:
             verb = e.ctx.command_path if e.ctx else "apr"
             code = _fail(f"{e.format_message().rstrip('.')} (see {verb} --help)", 2)
+        except OutOfTime as e:
+            code = _fail(str(e), 75)
         except AprError as e:
             code = _fail(str(e), 2 if isinstance(e, InputError) else 1)
         sys.exit(code or 0)

@@ -11,7 +11,7 @@ what came of it::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -285,4 +285,15 @@ def scores(rows: Sequence[Row]) -> Table:
         )
     if num_failed := sum(row.summary.num_failed for row in rows):
         table.caption = f"{num_failed} runs that the engine failed are left out"
+    return table
+
+
+def columns(rows: Mapping[str, Mapping[str, str]]) -> Table:
+    """Named rows of the same columns."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in next(iter(rows.values()), {}):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        table.add_row(name, *row.values())
     return table

@@ -1,165 +1,242 @@
-"""Decoding throughput: the embedded engine and `transformers` on one static batch, side by side.
+"""The embedded engine against its peers and against the machine.
 
-The work: a Llama of 26.2M parameters in fp32, 16 requests at the same time, prompts of 200 tokens,
-200 new tokens each, no early stop. Both decode the same weights and must sample the same ids. The
-two take turns, so that a noisy machine slows both; the figure is the median of the rounds.
+    python -m benchmarks.engine [WORK ...] [--rounds 3] [--threads 2] [--write FILE]
 
-    python benchmarks/engine.py [--rounds 3] [--threads 2] [--small]
+    reference   tokens per second on one static load, beside other engines that decode the same
+                weights; the least time that the machine allows, part by part
+    alone       one trace alone: its wall clock beside that of its critical path, token by token
+    flight      many traces at the same time: tokens per second
+    forks       parents with forked children, with the prefix cache and without
+    overhead    what a token costs outside of network and sampler, with many threads in flight
+    queue       many requests asked for at once: memory
 
-The last line of the output is one JSON object.
+Engines take turns, so that a noisy machine slows them all; figures are medians of the rounds. The
+last line of the output is one JSON object: for each work its figures, and on what they were
+measured. `--write` keeps it, beside what the file has of other works.
+
+    python -m benchmarks.engine --soak 30        does memory grow? ends with 1 if so
+    python -m benchmarks.engine --profile        where the time of the reference work goes
+    python -m benchmarks.engine reference --peer vllm://host:8000
+    python -m benchmarks.engine reference --before ../checkout-of-another-commit
+    python -m benchmarks.engine --device cuda --dtype bfloat16 --size large
+
+A server must serve what the work runs: the folder that `--export` writes for `reference`, and the
+checkpoint of the package for the others.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import platform
 import statistics
-import subprocess
+import sys
 import tempfile
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from apr.engine import EmbeddedEngine, EngineConfig
+import apr
+from apr.engine import EmbeddedEngine
+from apr.errors import InputError
+from apr.files import new_file
+from apr.interfaces import Engine
 from apr.models.checkpoint import load_checkpoint, save_checkpoint
-from apr.models.llama import Llama, LlamaConfig
-from apr.types import Sampling
+from apr.models.llama import Llama
+from apr.remote import connect
+from benchmarks import endurance, work
+from benchmarks.machine import provenance
+from benchmarks.overhead import overhead
+from benchmarks.parts import where_time_goes
+from benchmarks.peers import LIBRARIES, addresses, transformers
+from benchmarks.race import race
+from benchmarks.roofline import share
+from benchmarks.setting import OURS, Setting, read_setting
+from benchmarks.sizes import SIZES, Sizes
 
-REQUESTS, PROMPT, NEW = 16, 200, 200
-Generate = Callable[[], list[list[int]]]
-
-
-def reference_network(small: bool) -> Llama:
-    """The Llama that every engine here decodes; ``small`` is for trying the script."""
-    width, layers = (64, 2) if small else (512, 8)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=width,
-        intermediate_size=128 if small else 1408,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        head_dim=width // 8,
-        max_position_embeddings=1024,
-    )
-    model = Llama(config)
-    model.init_weights(seed=0)
-    return model.eval()
+Figures = dict[str, Any]
 
 
-def prompts() -> list[list[int]]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(512, (REQUESTS, PROMPT), generator=generator).tolist()
-
-
-def embedded(checkpoint: Path) -> Generate:
-    engine = EmbeddedEngine(
-        load_checkpoint(checkpoint, "cpu"), EngineConfig(prefix_cache=False, kv_gib=0.5)
-    )
-
-    async def run() -> list[list[int]]:
-        done = await asyncio.gather(*(engine.generate(p, Sampling(NEW)) for p in prompts()))
-        return [list(c.ids) for c in done]
-
-    return lambda: asyncio.run(run())
-
-
-def transformers(checkpoint: Path) -> Generate:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    ids = torch.tensor(prompts())
-
-    def run() -> list[list[int]]:
-        with torch.inference_mode():
-            out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                min_new_tokens=NEW,
-                max_new_tokens=NEW,
-                do_sample=False,
-                pad_token_id=0,
-            )
-        return out[:, PROMPT:].tolist()
-
-    return run
-
-
-def ceilings() -> dict[str, float]:
-    """What the machine can do at most: fp32 matrix product, reading memory."""
-    a = torch.randn(2048, 2048)
-    big = torch.randn(1 << 26)
-    return {
-        "matmul_gflops": 2 * 2048**3 / _best(lambda: a @ a) / 1e9,
-        "memory_read_gbs": big.numel() * 4 / _best(big.sum) / 1e9,
-    }
-
-
-def _best(work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def measure(engines: dict[str, Generate], rounds: int) -> dict[str, float]:
-    """Tokens per second of each engine, the median of ``rounds``; the first round warms up."""
-    rates: dict[str, list[float]] = {name: [] for name in engines}
-    for n in range(rounds + 1):
-        answers = []
-        for name, generate in engines.items():
-            start = time.perf_counter()
-            answers.append(generate())
-            rate = REQUESTS * NEW / (time.perf_counter() - start)
-            print(f"round {n} {name}: {rate:.0f} tokens/s" + (" (warm-up)" if n == 0 else ""))
-            if n:
-                rates[name].append(rate)
-        same = sum(a == b for a, b in zip(*answers, strict=True))
-        print(f"round {n}: {same} of {REQUESTS} requests got the same ids from both")
-    return {name: round(statistics.median(r), 1) for name, r in rates.items()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--small", action="store_true", help="a toy network, to try the script")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as folder:
+def reference(setting: Setting) -> Figures:
+    sizes = setting.sizes
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         checkpoint = Path(folder) / "reference"
-        network = reference_network(args.small)
-        save_checkpoint(network, checkpoint)
-        rates = measure(
-            {"apr": embedded(checkpoint), "transformers": transformers(checkpoint)}, args.rounds
-        )
-    result = {
+        network = export(sizes, checkpoint)
+        engines: dict[str, Engine] = {
+            name: EmbeddedEngine(load_checkpoint(checkpoint, setting.device, setting.dtype), config)
+            for name, config in setting.configs.items()
+        }
+        for name, address in addresses(setting.peers, checkpoint).items():
+            engines[name] = connect(address)
+        works = {name: work.reference(engine, sizes) for name, engine in engines.items()}
+        works |= transformers(setting.peers, checkpoint, sizes, setting.device, setting.dtype)
+        works |= setting.works_before("reference", checkpoint, stack)
+        result = race(works, setting.rounds)
+    seconds = sizes.requests * sizes.new / result.tokens_per_second[OURS]
+    return {
         "parameters": network.num_parameters,
-        "tokens_per_second": rates,
-        "ratio": round(rates["apr"] / rates["transformers"], 2),
-        **{k: round(v, 1) for k, v in ceilings().items()},
-        "threads": args.threads,
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "commit": _commit(),
+        **result.figures(),
+        "roofline": share(network, sizes, setting.dtype.itemsize, setting.ceilings, seconds),
     }
-    print(json.dumps(result))
 
 
-def _commit() -> str:
-    asked = ["git", "rev-parse", "--short", "HEAD"]
+def export(sizes: Sizes, folder: Path) -> Llama:
+    """Write the network of the reference work as a Hugging Face folder."""
+    network = work.reference_network(sizes)
+    save_checkpoint(network, folder)
+    return network
+
+
+def alone(setting: Setting) -> Figures:
+    model = replace(setting.model, engine=setting.engine())
+    runs = [work.alone(model, setting.sizes, n) for n in range(setting.rounds + 1)][1:]
+    return {
+        "wall_over_critical_path": round(statistics.median(run.ratio for run in runs), 3),
+        "token_ms": round(statistics.median(run.token for run in runs) * 1e3, 3),
+        "sequential_tokens": sum(run.sequential_tokens for run in runs),
+    }
+
+
+def flight(setting: Setting) -> Figures:
+    model = setting.model
+    engines: dict[str, Engine] = {
+        name: setting.engine(config) for name, config in setting.configs.items()
+    }
+    for name, address in addresses(setting.peers, setting.checkpoint).items():
+        engines[name] = connect(address, model.codec)
+    works = {
+        name: work.flight(replace(model, engine=engine), setting.sizes)
+        for name, engine in engines.items()
+    }
+    with ExitStack() as stack:
+        works |= setting.works_before("flight", setting.checkpoint, stack)
+        return race(works, setting.rounds).figures()
+
+
+def forks(setting: Setting) -> Figures:
+    ours = setting.configs[OURS]
+    configs = {"shared": ours, "not shared": replace(ours, prefix_cache=False)}
+    works = {
+        name: work.forks(setting.engine(config), setting.shape.vocab_size, setting.sizes)
+        for name, config in configs.items()
+    }
+    return race(works, setting.rounds).figures()
+
+
+def measure_overhead(setting: Setting) -> Figures:
+    found = overhead(setting.shape, setting.sizes.threads, setting.rounds)
+    return {
+        "outside_us": round(found.outside, 2),
+        "sampler_us": round(found.sampler, 2),
+        "real_step_us": round(found.step, 2),
+        "share": round(found.share, 4),
+        "largest_batch": found.largest_batch,
+        "num_tokens": found.num_tokens,
+    }
+
+
+def queue(setting: Setting) -> Figures:
+    engine = setting.engine()
+    found = endurance.queue(engine, setting.shape.vocab_size, setting.sizes.queued)
+    return {
+        "requests": setting.sizes.queued,
+        "tokens_per_second": round(found.num_tokens / found.seconds, 1),
+        "before_mib": round(found.before_mib),
+        "peak_mib": round(found.peak_mib),
+        "kv_gib": engine.config.kv_gib,
+    }
+
+
+WORKS: dict[str, Callable[[Setting], Figures]] = {
+    "reference": reference,
+    "alone": alone,
+    "flight": flight,
+    "forks": forks,
+    "overhead": measure_overhead,
+    "queue": queue,
+}
+
+
+def profile(setting: Setting) -> None:
+    network = work.reference_network(setting.sizes).to(setting.device, setting.dtype)
+    engine = EmbeddedEngine(network, setting.configs[OURS])
+    seconds = where_time_goes(engine, work.reference(engine, setting.sizes))
+    for part, spent in seconds.items():
+        print(f"{spent:7.3f} s {spent / sum(seconds.values()):6.1%}  {part}")
+
+
+def soak(setting: Setting, minutes: float) -> bool:
+    """Whether memory stayed where it was."""
+    # So little that traces in flight drive each other, and what is cached, out.
+    engine = setting.engine(replace(setting.configs[OURS], kv_gib=0.03))
+    model = replace(setting.model, engine=engine)
+    looks = endurance.soak(model, minutes, lambda look: print(look, flush=True))
+    print(json.dumps({"growth": round(endurance.growth(looks), 4), **looks[-1]._asdict()}))
+    return not endurance.grew(looks)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _arguments().parse_args(argv)
+    torch.set_num_threads(args.threads)
     try:
-        done = subprocess.run(asked, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
+        setting = read_setting(args)
+        if args.export is not None:
+            export(setting.sizes, args.export)
+        elif args.soak is not None:
+            return 0 if soak(setting, args.soak) else 1
+        elif args.profile:
+            profile(setting)
+        else:
+            measure(setting, args.works or list(WORKS), args.write)
+    except InputError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(setting: Setting, names: list[str], file: Path | None) -> None:
+    on = provenance(setting.device, setting.dtype, setting.ceilings)
+    results: dict[str, Figures] = {}
+    for name in names:
+        print(f"-- {name}")
+        results[name] = {**WORKS[name](setting), "on": on}
+    if file is not None:
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        with new_file(file) as tmp:
+            tmp.write_text(json.dumps(kept | results, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(results))
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.engine",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    # argparse looks for no work at all among the choices, too.
+    add("works", nargs="*", metavar="WORK", choices=[*WORKS, []], help="all by default")
+    add("--rounds", type=int, default=3)
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--size", choices=SIZES, default="reference")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change one size")
+    add("--device", default="cpu")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--checkpoint", type=Path, default=apr.DEMO, help="solves the problems")
+    add("--peers", default=",".join(LIBRARIES), help="libraries, with commas between them; or ''")
+    add("--peer", action="append", default=[], metavar="ADDRESS", help="a server")
+    add("--engine", default="", metavar="KEY=VALUE,..", help="settings of the embedded engine")
+    add("--variant", action="append", default=[], metavar="KEY=VALUE,..", help="others beside it")
+    add("--before", type=Path, metavar="FOLDER", help="another checkout, measured beside this one")
+    add("--write", type=Path, metavar="FILE", help="keep the figures")
+    add("--export", type=Path, metavar="FOLDER", help="write the reference network, and end")
+    add("--profile", action="store_true")
+    add("--soak", type=float, metavar="MINUTES")
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

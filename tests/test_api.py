@@ -114,6 +114,19 @@ def test_a_finished_training_is_not_done_again(trained: Trained) -> None:
     assert (trained.checkpoint / "model.safetensors").read_bytes() == weights
 
 
+def test_a_run_of_an_older_version_goes_on(trained: Trained, tmp_path: Path) -> None:
+    """A key that it did not know has the default."""
+    run = Path(shutil.copytree(trained.run, tmp_path / "run"))
+    raw = json.loads((run / "recipe.json").read_text())
+    del raw["per_shard"], raw["sft"]["accumulate"]
+    (run / "recipe.json").write_text(json.dumps(raw))
+    assert api.train(RECIPE, run, trained.data, progress=False).mean == trained.losses.mean
+    for text in (json.dumps(raw | {"seed": 7}), json.dumps(raw | {"magic": 7}), "{", "[]"):
+        (run / "recipe.json").write_text(text)
+        with pytest.raises(ConfigError, match="holds a run of another recipe"):
+            api.train(RECIPE, run, trained.data, progress=False)
+
+
 def test_watched_tokens_are_tokens_of_the_recipe(trained: Trained) -> None:
     assert set(trained.losses.by_class) == {"verdicts", "operations"}
 

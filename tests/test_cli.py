@@ -129,6 +129,27 @@ def test_what_needs_no_model_imports_no_torch(here: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_a_training_out_of_time_goes_on_where_it_stopped(here: Path, run: Run) -> None:
+    train = ("sft", "tiny", "--out", "runs/pieces", "--workers", 1)
+    ran = run(*train, "--minutes", 0)
+    assert ran.code == 75
+    assert ran.err.startswith("error: out of time after step 1 of ")
+    assert not Path("runs/pieces/checkpoint").exists()
+    assert run(*train).code == 0
+    metrics = [Path("runs", name, "metrics.jsonl").read_bytes() for name in ("tiny", "pieces")]
+    assert metrics[0] == metrics[1]
+
+
+def test_an_exported_checkpoint_is_smaller_and_solves(here: Path, run: Run) -> None:
+    ran = run("export", "runs/tiny/checkpoint", "small")
+    assert ran.code == 0
+    assert ran.out.startswith("small: 0.")
+    weights = [Path(p, "model.safetensors") for p in ("runs/tiny/checkpoint", "small")]
+    assert weights[1].stat().st_size < 0.6 * weights[0].stat().st_size
+    assert run(*SOLVE, "--model", "small").code == 0
+    assert_bad_input(run("export", "nowhere", "new"), "no checkpoint at nowhere")
+
+
 def test_sft_says_what_it_made(here: Path, run: Run) -> None:
     ran = run("sft", "recipes/tiny.toml", "--workers", 1)
     assert ran.code == 0
@@ -271,6 +292,20 @@ def test_eval_for_programs(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
     assert json.loads(one.out)["accuracy"] == 1.0
 
 
+def test_eval_takes_problems_of_another_kind_and_says_so(here: Path, run: Run) -> None:
+    posed = [((10**6, 3, 5, 7), 29), ((3, 5, 8), 29), ((2, 3), 10**9), ((3, 5, 8), 29)]
+    lines = [json.dumps({"numbers": n, "target": t, "source": "mine"}) for n, t in posed]
+    Path("p.jsonl").write_text("\n".join(lines))
+    ran = run("eval", "--problems", "p.jsonl", "--out", "o.jsonl", "--json")
+    assert ran.code == 0
+    assert json.loads(ran.out)["num_problems"] == 4
+    assert "note: 2 of 4 problems are of another kind" in ran.err
+    assert "3 numbers from 1 to 9" in ran.err
+    traces = list(read_traces(Path("o.jsonl")))
+    assert [(tuple(t.problem["numbers"]), t.problem["target"]) for t in traces] == posed
+    assert "note" not in run("eval", "--count", 2).err
+
+
 def test_eval_poses_the_problems_of_a_recipe(here: Path, run: Run) -> None:
     recipe = RECIPE.replace("target_high = 30", "target_high = 10")
     Path("recipes/other.toml").write_text(recipe)
@@ -307,6 +342,30 @@ def test_trace_shows_no_text_without_the_tokenizer(here: Path, run: Run) -> None
     assert run("trace", "t.jsonl", "--model", "elsewhere").out == whole
     spoil_tokenizer(here / "elsewhere")
     assert_bad_input(run("trace", "t.jsonl", "--model", "elsewhere"), "tokenizer in elsewhere")
+
+
+def test_explain_tells_why_problems_were_not_solved(here: Path, run: Run) -> None:
+    assert run("eval", "--count", 6, "--out", "t.jsonl").code == 0
+    graded = [trace.grade for trace in read_traces(Path("t.jsonl"))]
+    num_wrong = sum(not grade.correct for grade in graded if grade)
+    found = json.loads(run("explain", "t.jsonl", "--json").out)
+    assert found["all"]["problems"] == {"num": 6, "num_wrong": num_wrong}
+    assert sum(found["all"]["causes"].values()) == num_wrong
+    assert found["3 numbers"]["problems"]["num"] == 6
+    table = run("explain", "t.jsonl").out
+    assert "3 numbers, largest 1 to 25" in table
+    assert table.count("not solved: ") == len(found["all"]["causes"])
+
+
+def test_explain_wants_the_model_that_wrote(here: Path, run: Run) -> None:
+    Path("empty.jsonl").touch()
+    assert_bad_input(run("explain", "empty.jsonl"), "empty.jsonl holds no trace")
+    assert run("eval", "--count", 2, "--out", "t.jsonl").code == 0
+    shutil.move("runs/tiny/checkpoint", "elsewhere")
+    assert_bad_input(run("explain", "t.jsonl"), "runs/tiny/checkpoint")
+    assert run("explain", "t.jsonl", "--model", "elsewhere").code == 0
+    spoil_tokenizer(here / "elsewhere")
+    assert_bad_input(run("explain", "t.jsonl", "--model", "elsewhere"), "name their own model")
 
 
 def test_grade_answers_line_by_line(tmp_path: Path, run: Run) -> None:

@@ -22,6 +22,7 @@ from apr.eval.cell import CLOCKS, RESULTS, TRACES
 from apr.eval.points import FAMILIES, Family
 from apr.eval.report import style
 from apr.flags import RunFlags
+from apr.models import checkpoint as checkpoints
 from apr.trace import read_traces
 from tests.conftest import Run
 from tests.test_cli import RECIPE
@@ -100,6 +101,18 @@ def test_a_cell_is_of_one_checkpoint(here: Path, home: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     assert api.plan_grid(moved)[0].cell.name != planned.cell.name
+
+
+def test_a_cell_is_of_every_file_of_weights(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "FILE_BYTES", 10_000)
+    api.export(here / "runs/tiny/checkpoint", here / "copy")
+    split = grid(models=(replace(grid().models[0], checkpoint=str(here / "copy")),))
+    names = {api.plan_grid(split)[0].cell.name}
+    files = checkpoints.weight_files(here / "copy")
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+        names.add(api.plan_grid(split)[0].cell.name)
+    assert len(names) == 1 + len(files) > 2
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ FOLDER = Path(__file__).parents[1] / "recipes"
 RL = sorted(FOLDER.glob("grpo*.toml"))
 GRIDS = sorted(FOLDER.glob("grid*.toml"))
 SFT = sorted(set(FOLDER.glob("*.toml")) - set(RL) - set(GRIDS))
-SMALL = ["count=30", "held_out=10", "sft.steps=2", "sft.eval_batches=1", "sft.optim.warmup=1"]
+SMALL = ["count=30", "held_out=10", "sft.steps=2", "sft.rows=1", "sft.eval_batches=1"]
+SMALL += ["sft.optim.warmup=1", "network.num_hidden_layers=1"]
 
 
 @pytest.mark.parametrize("path", SFT, ids=lambda p: p.stem)

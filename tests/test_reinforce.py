@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from apr import api, config
 from apr.countdown.problem import Split
-from apr.errors import CheckpointError, ConfigError
+from apr.errors import CheckpointError, ConfigError, OutOfTime
 from apr.train.log import read_metrics
 from tests.test_api import RECIPE
 
@@ -105,6 +105,36 @@ def test_the_engine_and_the_trainer_agree_on_what_was_sampled(start: Path, tmp_p
     assert all(m["rollouts"] == 12 and m["failed_rollouts"] == 0 for m in metrics[1:])
     assert [m["kl"] > 1e-7 for m in metrics[1:]] == [True] * 4
     assert any(m["mixed_groups"] for m in metrics[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(None, marks=pytest.mark.gpu)])
+def test_an_engine_of_half_precision_gets_the_weights_as_they_are(
+    start: Path, tmp_path: Path, dtype: torch.dtype | None
+) -> None:
+    """By default on a GPU: the weights that are trained are float32, and the engine has a copy."""
+    recipe = rl(start, grpo={"steps": 4, "optim": {"kind": "adamw", "lr": 0.01, "warmup": 0}})
+    api.reinforce(recipe, tmp_path, progress=False, dtype=dtype)
+    metrics = read_metrics(tmp_path)[1:]
+    # Rounding alone; what four such steps change in a log-probability is more than ten times that.
+    assert all(1e-4 < m["mismatch"] < 0.03 for m in metrics)
+    trained, before = weights(tmp_path), load_file(start / "model.safetensors")
+    assert not same(trained, before)
+    assert {w.dtype for w in trained.values()} == {torch.float32}
+    assert any((w != w.bfloat16()).any() for w in trained.values()), "small steps are kept"
+
+
+def test_a_run_in_pieces_is_the_run_in_one(start: Path, tmp_path: Path) -> None:
+    recipe = rl(start, grpo={"save_every": 10})
+    api.reinforce(recipe, tmp_path / "straight", progress=False)
+    # A deadline that is over lets one step be made.
+    for step in (1, 2):
+        with pytest.raises(OutOfTime, match=f"^out of time after step {step} of 3: "):
+            api.reinforce(recipe, tmp_path / "pieces", progress=False, deadline=0.0)
+        assert not (tmp_path / "pieces" / "checkpoint").exists()
+    api.reinforce(recipe, tmp_path / "pieces", progress=False, deadline=0.0)
+    curves = [(tmp_path / run / "metrics.jsonl").read_bytes() for run in ("straight", "pieces")]
+    assert curves[0] == curves[1]
+    assert same(weights(tmp_path / "straight"), weights(tmp_path / "pieces"))
 
 
 def test_a_run_is_a_function_of_its_recipe(start: Path, tmp_path: Path) -> None:

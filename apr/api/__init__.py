@@ -8,10 +8,10 @@ from apr.api.evaluation import (
     plan_grid,
     run_grid,
 )
-from apr.api.model import Model, evaluate, facts, load, pose, solve
+from apr.api.model import Model, evaluate, explain, facts, load, pose, solve
 from apr.api.recipe import Inference, MethodName, Network, Recipe, RLRecipe, Sampled
 from apr.api.reinforce import reinforce
-from apr.api.training import codec_of, make_data, train
+from apr.api.training import codec_of, export, make_data, train
 
 __all__ = [
     "GridEntry",
@@ -26,6 +26,8 @@ __all__ = [
     "Sampled",
     "codec_of",
     "evaluate",
+    "explain",
+    "export",
     "facts",
     "flags_of",
     "load",

@@ -26,7 +26,7 @@ from apr.eval.grid import run_cell, write_grid
 from apr.eval.metrics import Summary, summarize
 from apr.eval.paper import Setting
 from apr.methods.best_of_n import Chooser
-from apr.models.checkpoint import MANIFEST, TOKENIZER
+from apr.models.checkpoint import MANIFEST, TOKENIZER, weight_files
 from apr.runtime import ChildContext
 from apr.trace import Trace
 
@@ -292,10 +292,10 @@ def _machine() -> str:
 def _fingerprint(checkpoint: Path) -> str:
     """Of the weights, and of what says how to read and prompt them, wherever they lie."""
     digest = hashlib.sha256()
-    for name in ("model.safetensors", "config.json", TOKENIZER, MANIFEST):
-        path = checkpoint / name
+    named = [checkpoint / name for name in ("config.json", TOKENIZER, MANIFEST)]
+    for path in [*weight_files(checkpoint), *named]:
         if not path.is_file():
-            raise CheckpointError(f"no {name} in {checkpoint}: copy the checkpoint again")
+            raise CheckpointError(f"no {path.name} in {checkpoint}: copy the checkpoint again")
         with path.open("rb") as f:
             digest.update(hashlib.file_digest(f, "sha256").digest())
     return digest.hexdigest()

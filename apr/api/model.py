@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from apr import DEMO, config
 from apr.api.recipe import Inference, MethodName, Recipe, Sampled
 from apr.countdown.answer import spell
 from apr.countdown.demonstrate import Condition
+from apr.countdown.diagnose import Diagnosis, by_kind, diagnose
 from apr.countdown.narrate import Telling
 from apr.countdown.problem import Problem, Split, problem, solvable
 from apr.countdown.task import Countdown, dialect_of, step_ends
@@ -194,6 +195,24 @@ def pose(recipe: Recipe, split: Split, count: int, seed: int = 0) -> list[Proble
     """The first ``count`` problems of a split, of the kind that ``recipe`` trains on."""
     spec = recipe.demonstrations.problems
     return [problem(spec, seed, index, split) for index in range(count)]
+
+
+def explain(traces: Sequence[Trace], checkpoint: Path) -> dict[str, Diagnosis]:
+    """Why the model in ``checkpoint`` solved the problems of ``traces`` or not, by kind of problem.
+
+    Raises:
+        CheckpointError: missing or damaged, or the traces are of another tokenizer.
+    """
+    codec = HFCodec.load(checkpoint)
+    told = read_model_manifest(checkpoint).recipe.demonstrations
+    if any(t.meta.get("tokenizer") not in (None, codec.fingerprint) for t in traces):
+        raise CheckpointError(
+            f"the traces were not written with the tokenizer in {checkpoint}: name their own model"
+        )
+    return {
+        kind: diagnose(of_kind, told.text, codec.decode, told.solver.max_value)
+        for kind, of_kind in by_kind(traces).items()
+    }
 
 
 def facts(trace: Trace, codec: Codec) -> dict[str, Any]:

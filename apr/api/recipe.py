@@ -20,6 +20,7 @@ from apr.methods.hogwild import Taken
 from apr.methods.tree_of_thoughts import TreeConfig
 from apr.runtime import ChildContext, Limits
 from apr.train.grpo import GRPOConfig
+from apr.train.numbers import width
 from apr.train.sft import SFTConfig
 
 
@@ -47,6 +48,8 @@ class Recipe:
     """Demonstrations to train on, before filters."""
     held_out: int = 2_000
     """Demonstrations of the validation split, for the held-out loss."""
+    per_shard: int = 5_000
+    """Demonstrations to a file of data, which one worker makes: fewer, where each takes long."""
     solved_only: bool = False
     """Train only on demonstrations that find a solution."""
     overlong: Overlong = Overlong.CUT
@@ -59,8 +62,18 @@ class Recipe:
     verdict_weight: float = 1.0
     """Weight in the loss of the tokens that say whether an expression hits the target. They decide
     everything, are few, and nearly all alike: unweighted, they are learnt last."""
+    waves: bool = False
+    """Whether embeddings of numbers start as waves (``apr.train.numbers``): arithmetic is learnt
+    several times as fast."""
     seed: int = 0
     """Of the weights and of the order of batches; the demonstrations have their own."""
+
+    def __post_init__(self) -> None:
+        if self.waves and self.network.hidden_size < (taken := width(self.largest_number)):
+            raise ConfigError(
+                f"waves take {taken} numbers of each embedding and network.hidden_size is "
+                f"{self.network.hidden_size}: make it wider, or leave waves out"
+            )
 
 
 class MethodName(StrEnum):

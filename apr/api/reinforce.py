@@ -1,10 +1,11 @@
-"""From a checkpoint to a better one: the engine that samples and the trainer share its weights."""
+"""From a checkpoint to a better one: the engine samples with the weights as they are trained."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 import torch
@@ -19,42 +20,76 @@ from apr.data.tokenizer import HFCodec
 from apr.engine import EmbeddedEngine
 from apr.eval.metrics import summarize
 from apr.eval.run import run_problems
-from apr.models.checkpoint import save_checkpoint
+from apr.models.checkpoint import default_device, load_checkpoint, save_checkpoint
+from apr.models.llama import Llama
 from apr.runtime import Observer, derived_seed
 from apr.trace import Trace
 from apr.train.advantage import Credit
+from apr.train.compute import compute_on
 from apr.train.grpo import Sampler, train_grpo
 from apr.train.rollouts import Judge
 from apr.train.world import join_world
 
 
-def reinforce(recipe: RLRecipe, run: Path, progress: bool = True) -> None:
+def reinforce(
+    recipe: RLRecipe,
+    run: Path,
+    progress: bool = True,
+    deadline: float = inf,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Train a checkpoint further by GRPO, or go on where ``run`` stopped.
 
     The new checkpoint, ``run/checkpoint``, is there once training has ended. Under ``torchrun``
     every process calls this with the same arguments.
+
+    Args:
+        deadline: when to stop, on the clock of ``time.monotonic``; at least one step is made.
+        dtype: in which engine and trainer compute; float32 on a CPU and bfloat16 on CUDA by
+            default. The weights that are trained are float32 always, since small steps are lost in
+            less.
 
     Raises:
         CheckpointError: the checkpoint to start from, or the state in ``run``, cannot be used.
         ConfigError: ``run`` holds another recipe's run, or the recipe asks for a condition that the
             model was not trained on, or for per-thread credit of a text that has no judge.
         EngineError: the engine failed in every rollout of a step.
+        OutOfTime: the deadline came before the end. The same call goes on from there.
     """
     start = Path(recipe.checkpoint)
     with join_world() as world:
-        # In full precision, since small steps are lost in bfloat16.
-        model = load(start, recipe.engine, torch.float32)
+        model = load(start, recipe.engine, dtype)
         engine = model.engine
         assert isinstance(engine, EmbeddedEngine)
-        sample, validate = _sampler(model, engine, recipe), _validator(model, engine, recipe)
+        network, renew = _trained(engine, start)
+        sample, validate = _sampler(model, renew, recipe), _validator(model, renew, recipe)
         judge = None if recipe.grpo.credit is Credit.ROOT else _judge(model.recipe)
         if world.is_first:
             claim_run(run, recipe)
-        train_grpo(engine.model, sample, recipe.grpo, run, validate, judge, progress, world)
+        compute = compute_on(default_device(), dtype)
+        grpo = recipe.grpo
+        train_grpo(network, sample, grpo, run, validate, judge, progress, world, compute, deadline)
         if world.is_first:
             manifest = read_model_manifest(start).whole | {"grpo": config.to_json(recipe)}
             text = HFCodec.load(start).to_json()
-            save_checkpoint(engine.model, run / "checkpoint", text, manifest)
+            save_checkpoint(network, run / "checkpoint", text, manifest)
+
+
+def _trained(engine: EmbeddedEngine, start: Path) -> tuple[Llama, Callable[[], None]]:
+    """The network to train, in float32, and what lets the engine know that it has changed.
+
+    An engine of float32 shares its weights in place; one of less has a rounded copy of them.
+    """
+    served = engine.model
+    if next(served.parameters()).dtype is torch.float32:
+        return served, engine.weights_changed
+    network = load_checkpoint(start, default_device(), torch.float32)
+
+    def renew() -> None:
+        served.load_state_dict(network.state_dict())
+        engine.weights_changed()
+
+    return network, renew
 
 
 @dataclass(frozen=True)
@@ -73,13 +108,13 @@ class _Seeded:
         return await self.model.method(replace(self.how, seed=seed)).solve(posed, observer)
 
 
-def _sampler(model: Model, engine: EmbeddedEngine, recipe: RLRecipe) -> Sampler:
-    """Groups of rollouts by the engine that shares the weights being trained."""
+def _sampler(model: Model, renew: Callable[[], None], recipe: RLRecipe) -> Sampler:
+    """Groups of rollouts by the engine, with the weights as they are."""
     spec, size = model.recipe.demonstrations.problems, recipe.grpo.group
     method = _Seeded(model, recipe.sampling)
 
     def sample(numbers: Sequence[int]) -> list[list[Trace]]:
-        engine.weights_changed()
+        renew()
         posed = [
             (problem(spec, recipe.seed, number), derived_seed(recipe.seed, number, member))
             for number in numbers
@@ -92,14 +127,14 @@ def _sampler(model: Model, engine: EmbeddedEngine, recipe: RLRecipe) -> Sampler:
 
 
 def _validator(
-    model: Model, engine: EmbeddedEngine, recipe: RLRecipe
+    model: Model, renew: Callable[[], None], recipe: RLRecipe
 ) -> Callable[[], dict[str, float]]:
     """Greedy figures on the first problems of the validation split, the same every time."""
     posed = pose(model.recipe, Split.VALID, recipe.validation)
     how = replace(recipe.sampling, temperature=0.0)
 
     def validate() -> dict[str, float]:
-        engine.weights_changed()
+        renew()
         summary = summarize(evaluate(model, posed, how, recipe.engine.max_batch))
         names = ("accuracy", "total_tokens", "sequential_tokens", "num_children")
         return {name: getattr(summary, name) for name in names}

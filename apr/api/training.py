@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from apr import config
+from apr.api.model import read_model_manifest
 from apr.api.recipe import Recipe, RLRecipe
 from apr.countdown.problem import Split
-from apr.countdown.task import decisive_words, special_words, vocabulary
+from apr.countdown.task import decisive_words, number_words, special_words, vocabulary
 from apr.data.packing import PackedBatches
 from apr.data.shards import ShardConfig, read_manifest, read_shards, write_shards
 from apr.data.tokenizer import HFCodec, build_tokenizer
 from apr.errors import ConfigError, DataError
 from apr.files import new_file
-from apr.models.checkpoint import default_device, save_checkpoint
+from apr.models.checkpoint import default_device, load_checkpoint, save_checkpoint
 from apr.models.llama import Llama, LlamaConfig
+from apr.train.numbers import start_as_waves
 from apr.train.sft import Losses, train_sft
 
 
@@ -26,6 +31,40 @@ def codec_of(recipe: Recipe) -> HFCodec:
     text = recipe.demonstrations.text
     words, pattern = vocabulary(text, recipe.largest_number)
     return HFCodec(build_tokenizer(words, special_words(text), pattern))
+
+
+def network_of(recipe: Recipe) -> Llama:
+    """The network that ``recipe`` starts from."""
+    codec = codec_of(recipe)
+    shape = LlamaConfig(
+        vocab_size=codec.size,
+        max_position_embeddings=recipe.context,
+        eos_token_id=codec.eos_id,
+        **config.to_json(recipe.network),
+    )
+    network = Llama(shape)
+    network.init_weights(recipe.seed)
+    if recipe.waves:
+        words = number_words(recipe.demonstrations.text, recipe.largest_number)
+        start_as_waves(network, {codec.vocabulary[word]: n for word, n in words.items()})
+    return network
+
+
+def batches_of(recipe: Recipe, directory: Path) -> PackedBatches:
+    """What was made in ``directory``, one of the folders of ``make_data``, as batches.
+
+    Raises:
+        DataError: missing, damaged, or made for another tokenizer.
+    """
+    codec = codec_of(recipe)
+    if read_manifest(directory)["tokenizer"] != codec.fingerprint:
+        raise DataError(
+            f"{directory} was made for another tokenizer: make it again with this recipe"
+        )
+    sft = recipe.sft
+    return PackedBatches(
+        read_shards(directory), sft.rows, sft.row_length, recipe.seed, codec.pad_id
+    )
 
 
 def make_data(
@@ -38,22 +77,24 @@ def make_data(
     }
 
 
-def train(recipe: Recipe, run: Path, data: Path, progress: bool = True) -> Losses:
+def train(
+    recipe: Recipe, run: Path, data: Path, progress: bool = True, deadline: float = inf
+) -> Losses:
     """Train a network as ``recipe`` says, or go on where ``run`` stopped.
 
     The checkpoint, ``run/checkpoint``, is there once training has ended.
 
+    Args:
+        deadline: when to stop, on the clock of ``time.monotonic``; at least one step is made.
+
     Raises:
         DataError: ``data`` is missing, damaged, or made for another tokenizer.
+        OutOfTime: the deadline came before the end. The same call goes on from there.
     """
     codec = codec_of(recipe)
-    batches, held_out = (
-        _batches(recipe, codec, data / split) for split in (Split.TRAIN, Split.VALID)
-    )
+    batches, held_out = (batches_of(recipe, data / split) for split in (Split.TRAIN, Split.VALID))
     claim_run(run, recipe)
-    network = Llama(_llama_config(recipe, codec))
-    network.init_weights(recipe.seed)
-    network.to(default_device())
+    network = network_of(recipe).to(default_device())
     watched = _watched(recipe, codec)
     losses = train_sft(
         network,
@@ -64,6 +105,7 @@ def train(recipe: Recipe, run: Path, data: Path, progress: bool = True) -> Losse
         watched,
         progress,
         weights=dict.fromkeys(watched["verdicts"], recipe.verdict_weight),
+        deadline=deadline,
     )
     manifest = {
         "recipe": config.to_json(recipe),
@@ -76,12 +118,25 @@ def train(recipe: Recipe, run: Path, data: Path, progress: bool = True) -> Losse
     return losses
 
 
+def export(checkpoint: Path, directory: Path) -> None:
+    """Copy a checkpoint in bfloat16: what engines on CUDA compute with, in half the bytes.
+
+    Raises:
+        CheckpointError: missing, damaged, or not made by a recipe.
+        StorageError: the disk is full, or the folder may not be written.
+    """
+    model = load_checkpoint(checkpoint, dtype=torch.bfloat16)
+    manifest = read_model_manifest(checkpoint).whole
+    save_checkpoint(model, directory, HFCodec.load(checkpoint).to_json(), manifest)
+
+
 def _make_split(
     recipe: Recipe, directory: Path, split: Split, workers: int, progress: bool
 ) -> dict[str, Any]:
     demonstrate = replace(recipe.demonstrations, split=split)
     shards = ShardConfig(
         count=recipe.count if split is Split.TRAIN else recipe.held_out,
+        per_shard=recipe.per_shard,
         solved_only=recipe.solved_only,
         context=recipe.context,
         overlong=recipe.overlong,
@@ -89,26 +144,6 @@ def _make_split(
     settings = config.to_json(demonstrate)
     codec = codec_of(recipe)
     return write_shards(directory / split, demonstrate, codec, shards, settings, workers, progress)
-
-
-def _batches(recipe: Recipe, codec: HFCodec, directory: Path) -> PackedBatches:
-    if read_manifest(directory)["tokenizer"] != codec.fingerprint:
-        raise DataError(
-            f"{directory} was made for another tokenizer: make it again with this recipe"
-        )
-    sft = recipe.sft
-    return PackedBatches(
-        read_shards(directory), sft.rows, sft.row_length, recipe.seed, codec.pad_id
-    )
-
-
-def _llama_config(recipe: Recipe, codec: HFCodec) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=codec.size,
-        max_position_embeddings=recipe.context,
-        eos_token_id=codec.eos_id,
-        **config.to_json(recipe.network),
-    )
 
 
 def _watched(recipe: Recipe, codec: HFCodec) -> dict[str, list[int]]:
@@ -120,9 +155,14 @@ def _watched(recipe: Recipe, codec: HFCodec) -> dict[str, list[int]]:
 def claim_run(run: Path, recipe: Recipe | RLRecipe) -> None:
     """Note what ``run`` is for, so that no run goes on from the state of another recipe."""
     path = run / "recipe.json"
-    text = json.dumps(config.to_json(recipe), indent=2) + "\n"
     if not path.is_file():
         with new_file(path) as tmp:
-            tmp.write_text(text, encoding="utf-8")
-    elif path.read_text(encoding="utf-8") != text:
+            tmp.write_text(json.dumps(config.to_json(recipe), indent=2) + "\n", encoding="utf-8")
+        return
+    try:
+        # Values, not text: what an older version did not know has its default.
+        same = config.build(type(recipe), json.loads(path.read_text(encoding="utf-8"))) == recipe
+    except ValueError:
+        same = False
+    if not same:
         raise ConfigError(f"{run} holds a run of another recipe: name another folder with --out")

@@ -57,6 +57,16 @@ class Compact(Tags):
         return Append("".join(joined([[m] for m in found[:1]])))
 
 
+class CompactWeighed(Compact):
+    """The parent hears every path found, for it to weigh: what a child claims may be wrong."""
+
+    name = "compact-weighed"
+
+    def resume(self, prompt: str, sampled: str, joins: Sequence[Join | Malformed]) -> Append:
+        found = [j.message for j in joins if isinstance(j, Join) and j.message]
+        return Append("".join(joined([[m] for m in found])))
+
+
 class CompactPasta(Compact):
     """As PASTA (2502.11517) merges: the whole text of each child returns to its parent.
 
@@ -117,6 +127,21 @@ def message(target: int, node: Node) -> list[str]:
     rest = list(node.numbers)
     rest.remove(node.path[-1].value)
     return [*out, *state(rest), LATER, *path_pieces(node.path)[:-2]]
+
+
+def whole_message(target: int, node: Node) -> list[str]:
+    """The same in the `whole` text: the state that the last step is taken from, and the steps.
+
+    Two numbers longer, and a parent that lists its children copies each from its neighbour.
+    """
+    if not node.path:
+        return message(target, node)
+    last = node.path[-1]
+    before = list(node.numbers)
+    before.remove(last.value)
+    before = sorted((*before, last.a, last.b), reverse=True)
+    path = path_pieces(node.path)[:-2]
+    return [number(target), ENTER, *state(before), LATER, *path]
 
 
 def thread(pieces: Iterable[str]) -> list[str]:

@@ -6,12 +6,13 @@ Picklable and a function of the index alone, so that workers on any machine make
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from itertools import compress
 
-from apr.countdown import narrate, narrate_paper
+from apr.countdown import compact, narrate, narrate_paper
 from apr.countdown.narrate import Telling, Text, check_telling
 from apr.countdown.problem import Problem, ProblemSpec, Split, problem
 from apr.countdown.solver import Search, SearchConfig, search
@@ -29,7 +30,12 @@ class Condition(StrEnum):
     """The context bin that its longest sequence falls into (for SoS+)."""
 
 
-_NARRATE = {Text.COMPACT: narrate.narrate, Text.PAPER: narrate_paper.narrate}
+NARRATORS: dict[Text, Callable[..., Demonstration]] = {
+    Text.COMPACT: narrate.narrate,
+    Text.WHOLE: partial(narrate.narrate, message=compact.whole_message),
+    Text.PAPER: narrate_paper.narrate,
+}
+"""What tells a search in each text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +57,17 @@ class Demonstrate:
     """Share of the sequences without success, other than the root's first, that are kept to learn
     from. Most children fail, all alike: fewer of them, and a hit is met more often. Figures of
     the demonstration count them all."""
+    false_claims: float = 0.05
+    """Chance that a child that found nothing is heard to claim a path all the same, so that its
+    parent learns to tell; in the weighed telling, where all are heard."""
     seed: int = 0
     split: Split = Split.TRAIN
 
     def __post_init__(self) -> None:
         check_telling(self.text, self.telling)
-        if not 0 <= self.dead_ends <= 1:
-            raise ConfigError(f"dead_ends is a share between 0 and 1, not {self.dead_ends}")
+        for name in ("dead_ends", "false_claims"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
         if self.bin < 1:
             raise ConfigError(f"bin is the width of a context bin in tokens, not {self.bin}")
 
@@ -65,10 +75,13 @@ class Demonstrate:
         posed = problem(self.problems, self.seed, index, self.split)
         rng = random.Random(f"{self.seed}/{self.split}/{index}")
         found = search(posed, self.solver, rng)
-        return self._thin(self._tell(posed, found), rng)
+        return self._thin(self._tell(posed, found, index), rng)
 
-    def _tell(self, posed: Problem, found: Search) -> Demonstration:
-        tell = partial(_NARRATE[self.text], posed, found, self.telling)
+    def _tell(self, posed: Problem, found: Search, index: int) -> Demonstration:
+        tell = partial(NARRATORS[self.text], posed, found, self.telling)
+        if self.telling == Telling.WEIGHED:
+            seed = f"claims/{self.seed}/{self.split}/{index}"
+            tell = partial(tell, false_claims=self.false_claims, seed=seed)
         if self.condition is Condition.CHILDREN:
             return tell(children=tell().num_children)
         if self.condition is Condition.WINDOW:

@@ -96,14 +96,14 @@ def judge(problem: Problem, thread: Thread, text: Text, max_value: int = 0) -> V
     """
     if thread.end in (End.CANCELLED, End.FAILED):
         return None
-    asked = _asked(problem, thread, text)
+    asked = asked_of(problem, thread, text)
     if asked is None:
         return None
     if thread.end is not End.JOINED:
         return Verdict.UNREADABLE
     if thread.join.strip():
         return Verdict.FOUND if _leads(asked, thread.join, text) else Verdict.FALSE
-    missed = _solvable(asked.numbers, asked.target, max_value)
+    missed = winnable(asked.numbers, asked.target, max_value)
     return Verdict.MISSED if missed else Verdict.EMPTY
 
 
@@ -111,7 +111,7 @@ def poses_truly(problem: Problem, thread: Thread, text: Text) -> bool:
     """Whether ``thread`` was asked for a part of ``problem``: its target, from a state that the
     steps in its message lead to. It tells on the parent, which wrote the message.
     """
-    asked = _asked(problem, thread, text)
+    asked = asked_of(problem, thread, text)
     if asked is None or asked.target != problem.target:
         return False
     node = start_of(problem)
@@ -123,7 +123,7 @@ def poses_truly(problem: Problem, thread: Thread, text: Text) -> bool:
     return node.numbers == asked.numbers
 
 
-def _asked(problem: Problem, thread: Thread, text: Text) -> SubProblem | None:
+def asked_of(problem: Problem, thread: Thread, text: Text) -> SubProblem | None:
     """The root's is ``problem`` itself, a child's what its message states, if it states any.
 
     A child is never asked more than the problem: a message with more numbers is none, which also
@@ -132,7 +132,7 @@ def _asked(problem: Problem, thread: Thread, text: Text) -> SubProblem | None:
     if thread.parent is None:
         return SubProblem(problem.target, start_of(problem).numbers, ())
     try:
-        asked = (_read_paper if text == Text.PAPER else _read_compact)(thread.message)
+        asked = _READ[text](thread.message)
     except Flaw:
         return None
     return asked if 0 < len(asked.numbers) <= len(problem.numbers) else None
@@ -140,13 +140,29 @@ def _asked(problem: Problem, thread: Thread, text: Text) -> SubProblem | None:
 
 def _read_compact(message: str) -> SubProblem:
     """What is said by `` 24 : 9 , 5 + 3``; the last step's result is one of the numbers left."""
+    target, stated, given = _stated(message)
+    return SubProblem(target, _state(stated + [step.value for step in given[-1:]]), given)
+
+
+def _read_whole(message: str) -> SubProblem:
+    """What is said by `` 24 : 9 5 3 , 5 + 3``; the last step is to be taken from the numbers."""
+    target, stated, given = _stated(message)
+    for step in given[-1:]:
+        for n in (step.a, step.b):
+            if n not in stated:
+                raise Flaw(f"{n} is not there to be used.")
+            stated.remove(n)
+        stated.append(step.value)
+    return SubProblem(target, _state(stated), given)
+
+
+def _stated(message: str) -> tuple[int, list[int], Path]:
+    """Target, numbers and steps as a message in the compact texts has them."""
     found = _COMPACT.fullmatch(message)
     if found is None:
         raise Flaw("The message states no target and numbers.")
-    target, left, steps = found.groups()
-    given = () if steps is None else _steps(steps)
-    made = [step.value for step in given[-1:]]
-    return SubProblem(int(target), _state([*map(int, left.split()), *made]), given)
+    target, stated, steps = found.groups()
+    return int(target), [*map(int, stated.split())], () if steps is None else _steps(steps)
 
 
 def _read_paper(message: str) -> SubProblem:
@@ -157,6 +173,9 @@ def _read_paper(message: str) -> SubProblem:
     target, left, steps = found.groups()
     given = _steps(steps.replace("'", "")) if steps else ()
     return SubProblem(int(target), _state(list(map(int, left.split(", ")))), given)
+
+
+_READ = {Text.COMPACT: _read_compact, Text.WHOLE: _read_whole, Text.PAPER: _read_paper}
 
 
 def _state(numbers: list[int]) -> Numbers:
@@ -180,8 +199,8 @@ def _leads(asked: SubProblem, join: str, text: Text) -> bool:
     """Whether ``join`` is a path from the state that was asked about to its target."""
     try:
         claim = read(join)
-        if text == Text.COMPACT:
-            # Paths of this text go all the way from the problem; those of the paper's from there.
+        if text != Text.PAPER:
+            # Paths of the compact texts go all the way from the problem, the paper's from there.
             claim = _beyond(asked.given, claim)
         follow(asked.numbers, asked.target, claim)
     except Flaw:
@@ -204,11 +223,11 @@ def _plain(path: Path) -> list[tuple[str, list[int]]]:
 
 # The rollouts of one problem ask for the same states over and over.
 @lru_cache(maxsize=1 << 14)
-def _solvable(numbers: Numbers, target: int, max_value: int) -> bool:
+def winnable(numbers: Numbers, target: int, max_value: int) -> bool:
     """Whether ``target`` can be made of ``numbers``, by results up to ``max_value`` if not 0."""
     if not reaches(numbers, target):
         return False
     if not max_value or len(numbers) == 1:
         return True
     after = (state for _, state in successors(numbers, max_value))
-    return any(_solvable(state, target, max_value) for state in after)
+    return any(winnable(state, target, max_value) for state in after)

@@ -6,19 +6,27 @@ at run time (prompts, joined messages) is written here as the dialect writes it,
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from enum import StrEnum
 
 from apr.countdown import compact
+from apr.countdown.mistakes import false_path
 from apr.countdown.problem import Problem
 from apr.countdown.solver import Mode, Node, Search, Visit
 from apr.errors import ConfigError
 from apr.types import Demonstration, Segment
+
+Message = Callable[[int, Node], list[str]]
+"""Writes what a thread is spawned with, from the target and the state that it is to search."""
 
 
 class Text(StrEnum):
     """The text in which a search is told."""
 
     COMPACT = "compact"
+    WHOLE = "whole"
+    """As compact, but a child is told the whole state its step is to be taken from."""
     PAPER = "paper"
     """The official release's (see ``narrate_paper``)."""
 
@@ -29,15 +37,17 @@ class Telling(StrEnum):
     SERIAL = "serial"
     """One thread does everything (SoS+); where the search spawned, it goes one by one."""
     THREADS = "threads"
-    """Children return the path they found, or nothing (APR)."""
+    """Children return the path they found, or nothing (APR); the parent hears the first path."""
+    WEIGHED = "weighed"
+    """The same, but the parent hears every path, some of them wrong, and passes a right one on."""
     PASTA = "pasta"
     """Children return their whole text."""
 
 
 def check_telling(text: Text, telling: Telling) -> None:
     """Raises ConfigError where ``text`` cannot be told so."""
-    if text == Text.PAPER and telling == Telling.PASTA:
-        raise ConfigError("the paper text has no pasta telling: tell it in the compact text")
+    if text == Text.PAPER and telling in (Telling.PASTA, Telling.WEIGHED):
+        raise ConfigError(f"the paper text has no {telling} telling: tell it in the compact text")
 
 
 def narrate(
@@ -46,13 +56,18 @@ def narrate(
     telling: Telling,
     children: int | None = None,
     window: int | None = None,
+    false_claims: float = 0.0,
+    seed: str = "",
+    message: Message = compact.message,
 ) -> Demonstration:
-    """Tell ``found`` in the compact text.
+    """Tell ``found`` in the compact text, or with ``message`` in the whole one.
 
     Args:
         children, window: budgets to condition on, see ``compact.prompt``.
+        false_claims: chance that a child that found nothing is heard claiming a path all the same,
+            drawn from ``seed``; of the weighed telling.
     """
-    teller = _Teller(problem.target, telling)
+    teller = _Teller(problem.target, telling, false_claims, random.Random(seed), message)
     root = teller.tell(found, compact.prompt(problem, children, window))
     return Demonstration(
         sequences=[t.segments for t in teller.threads],
@@ -86,9 +101,19 @@ class _Thread:
 
 
 class _Teller:
-    def __init__(self, target: int, telling: Telling) -> None:
+    def __init__(
+        self,
+        target: int,
+        telling: Telling,
+        false_claims: float,
+        rng: random.Random,
+        message: Message,
+    ) -> None:
         self.target = target
         self.telling = telling
+        self.false_claims = false_claims
+        self.rng = rng
+        self.message = message
         self.threads: list[_Thread] = []
 
     def tell(self, found: Search, prompt: list[str]) -> _Thread:
@@ -127,7 +152,7 @@ class _Teller:
         return None
 
     def spawn(self, thread: _Thread, visit: Visit) -> None:
-        messages = [compact.message(self.target, child) for child in visit.successors]
+        messages = [self.message(self.target, child) for child in visit.successors]
         thread.told.extend(compact.spawn(messages))
         children = [
             self.tell(found, compact.thread(message))
@@ -139,7 +164,15 @@ class _Teller:
     def heard(self, children: list[_Thread], searches: tuple[Search, ...]) -> list[list[str]]:
         if self.telling == Telling.PASTA:
             return [_whole(child) for child in children]
+        if self.telling == Telling.WEIGHED:
+            return [path for path in map(self.claim, searches) if path]
         return [path for path in map(self.path, searches) if path][:1]
+
+    def claim(self, found: Search) -> list[str]:
+        """What a child is heard to have found: not always the truth."""
+        if found.goal is not None or self.rng.random() >= self.false_claims:
+            return self.path(found)
+        return compact.path_pieces(false_path(self.target, found, self.rng) or ())
 
     def enter(self, node: Node) -> list[str]:
         return [compact.ENTER, *compact.state(node.numbers)]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from apr.countdown import compact, paper
 from apr.countdown.answer import canonical
-from apr.countdown.compact import Compact, CompactPasta
+from apr.countdown.compact import Compact, CompactPasta, CompactWeighed
 from apr.countdown.grade import grade
 from apr.countdown.narrate import Telling, Text, check_telling
 from apr.countdown.paper import Paper
@@ -33,7 +33,7 @@ class Countdown:
         check_telling(self.text, self.telling)
 
     def prompt(self, problem: Problem) -> str:
-        if self.text == Text.COMPACT:
+        if self.text != Text.PAPER:
             return "".join(compact.prompt(problem, self.children, self.window))
         serial = self.telling == Telling.SERIAL
         return "".join(paper.prompt(problem, serial, self.children, self.window))
@@ -59,7 +59,7 @@ class Countdown:
         """
         if self.telling == Telling.SERIAL:
             raise ConfigError("this model was trained on single threads: take one that spawns")
-        if self.text == Text.COMPACT:
+        if self.text != Text.PAPER:
             message = compact.message(problem.target, start_of(problem))
             return "".join(compact.spawn([message] * num_children))
         return "\n" + "".join(paper.spawn([paper.Call("1", paper.ROOT)] * num_children))
@@ -81,7 +81,8 @@ def dialect_of(text: Text, telling: Telling) -> Dialect:
     check_telling(text, telling)
     if text == Text.PAPER:
         return Paper()
-    return CompactPasta() if telling == Telling.PASTA else Compact()
+    dialects = {Telling.PASTA: CompactPasta, Telling.WEIGHED: CompactWeighed}
+    return dialects.get(telling, Compact)()
 
 
 def vocabulary(text: Text, largest: int) -> Vocabulary:
@@ -89,6 +90,12 @@ def vocabulary(text: Text, largest: int) -> Vocabulary:
     if text == Text.PAPER:
         return Vocabulary(paper.words(largest), paper.PATTERN)
     return Vocabulary(compact.words(largest), compact.PATTERN)
+
+
+def number_words(text: Text, largest: int) -> dict[str, int]:
+    """Words that stand for a whole number, and which."""
+    lead = "" if text == Text.PAPER else " "
+    return {f"{lead}{n}": n for n in range(max(9, largest) + 1)}
 
 
 def special_words(text: Text) -> tuple[str, ...]:

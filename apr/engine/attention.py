@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import StrEnum
 from itertools import groupby
 
 import numpy as np
@@ -23,8 +24,31 @@ from apr.engine.scheduler import Chunk
 from apr.models.llama import LlamaConfig
 
 
+class Precision(StrEnum):
+    """What keys and values are kept as."""
+
+    MODEL = "model"
+    """As the weights are: exact."""
+    BFLOAT16 = "bfloat16"
+    """8 significant bits: half the memory of float32."""
+    INT8 = "int8"
+    """8 bits a number and a scale for each head of each token: about a quarter of float32."""
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """What is left of (N, KV, d) when it has been kept."""
+        if self is Precision.BFLOAT16:
+            return x.bfloat16().to(x.dtype)
+        if self is Precision.INT8:
+            scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-20) / 127
+            return (x / scale).round() * scale
+        return x
+
+
 class PagedKV:
-    """Keys and values of every layer, in pages."""
+    """Keys and values of every layer, in pages.
+
+    It rounds them to their precision, and takes the same memory at each; ``CompiledKV`` takes less.
+    """
 
     def __init__(
         self,
@@ -33,25 +57,38 @@ class PagedKV:
         page_size: int,
         device: torch.device,
         dtype: torch.dtype,
+        precision: Precision = Precision.MODEL,
     ) -> None:
+        self.num_pages = num_pages
         self.page_size = page_size
+        self.precision = precision
         width = config.num_key_value_heads * config.head_dim
         shape = (config.num_hidden_layers, num_pages, page_size, width)
         # Zeros, not whatever is there: a masked NaN is still a NaN.
-        self.k = _zeros(shape, device, dtype)
-        self.v = _zeros(shape, device, dtype)
+        self.k = lazy_zeros(shape, device, dtype)
+        self.v = lazy_zeros(shape, device, dtype)
+
+    def order(self, chunks: Sequence[Chunk]) -> list[Chunk]:
+        """Those of one group side by side."""
+        return sorted(chunks, key=lambda c: _group_key(c, self.page_size))
+
+    def attend(self, chunks: Sequence[Chunk]) -> PagedAttend:
+        """For a step of ``chunks``, which are in order."""
+        return PagedAttend(self, chunks)
 
 
-def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+def lazy_zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros, on a CPU such as take up memory only where they are written to."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
-    # By way of numpy, whose zeros take up memory only as they are written to; torch's do at once.
-    raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    # By way of numpy, since torch writes its zeros at once; they begin where a vector may.
+    raw = np.zeros(math.prod(shape) * dtype.itemsize + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return torch.from_numpy(raw[start : start + raw.size - 64]).view(dtype).view(shape)
 
 
 def page_bytes(config: LlamaConfig, page_size: int, dtype: torch.dtype) -> int:
-    """Memory that one page takes over all layers, keys and values."""
+    """Memory that one page takes over all layers, keys and values, in a ``PagedKV``."""
     width = config.num_key_value_heads * config.head_dim
     return 2 * config.num_hidden_layers * page_size * width * dtype.itemsize
 
@@ -60,10 +97,6 @@ class PagedAttend:
     """``apr.models.llama.Attend`` for one step of the engine."""
 
     def __init__(self, kv: PagedKV, chunks: Sequence[Chunk]) -> None:
-        """
-        Args:
-            chunks: in the order of ``batch_order``, which is the order of the step's tokens.
-        """
         self.kv = kv
         size = kv.page_size
         slots = [
@@ -79,16 +112,11 @@ class PagedAttend:
             token = self.groups[-1].end
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k_pages, v_pages = self.kv.k[layer], self.kv.v[layer]
-        k_pages.view(-1, k_pages.shape[-1])[self.slots_N] = k.flatten(1)
-        v_pages.view(-1, v_pages.shape[-1])[self.slots_N] = v.flatten(1)
+        k_pages, v_pages, rounded = self.kv.k[layer], self.kv.v[layer], self.kv.precision.rounded
+        k_pages.view(-1, k_pages.shape[-1])[self.slots_N] = rounded(k).flatten(1)
+        v_pages.view(-1, v_pages.shape[-1])[self.slots_N] = rounded(v).flatten(1)
         outs = [group.attend(q, k_pages, v_pages) for group in self.groups]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
-
-
-def batch_order(chunks: Sequence[Chunk], page_size: int) -> list[Chunk]:
-    """``chunks`` with those of one group side by side."""
-    return sorted(chunks, key=lambda c: _group_key(c, page_size))
 
 
 def _group_key(chunk: Chunk, page_size: int) -> tuple[int, int]:
@@ -106,14 +134,13 @@ class _Group:
         self.num_sequences, self.num_queries = len(chunks), max(lengths)
         num_pages = -(-max(c.end for c in chunks) // size)
         table = [
-            c.sequence.pages[:num_pages] + [0] * (num_pages - len(c.sequence.pages)) for c in chunks
+            [*c.sequence.pages[:num_pages], *[0] * (num_pages - len(c.sequence.pages))]
+            for c in chunks
         ]
         self.pages_BP = torch.tensor(table, device=device).flatten()
         first_B = torch.tensor([c.start for c in chunks], device=device)
         query_BQ = first_B[:, None] + torch.arange(self.num_queries, device=device)
-        hidden = torch.arange(num_pages * size, device=device) > query_BQ[..., None]
-        mask = torch.zeros(hidden.shape, device=device, dtype=kv.k.dtype)
-        self.mask_BQK = mask.masked_fill_(hidden, float("-inf"))
+        self.mask_BQK = torch.arange(num_pages * size, device=device) <= query_BQ[..., None]
         # Where each token stands in the padded (B, Q); None where nothing is padded.
         self.places: Tensor | None = None
         if min(lengths) < self.num_queries:

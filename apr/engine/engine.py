@@ -13,10 +13,13 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from apr.engine.attention import PagedAttend, PagedKV, batch_order, page_bytes
+from apr.engine.attention import PagedKV, Precision, page_bytes
 from apr.engine.hogwild import Group, Hogwild, OnEnd
+from apr.engine.kernel import CompiledKV, attention_library, compiled_page_bytes
 from apr.engine.pages import PagePool
 from apr.engine.sampler import draw
 from apr.engine.scheduler import Chunk, Scheduler
@@ -25,6 +28,8 @@ from apr.errors import ConfigError, ContextError, EngineError
 from apr.interfaces import Codec
 from apr.models.llama import Llama, LlamaConfig
 from apr.types import Completion, Sampling
+
+Positions = NDArray[np.int64]
 
 _CACHED_BATCHES = 4
 """Full batches of whole contexts that the page pool holds at most; all but one serve the cache."""
@@ -42,6 +47,8 @@ class EngineConfig:
     """Most memory for keys and values, in GiB; taken up as it is used."""
     page_size: int = 16
     """Tokens of one page."""
+    kv_precision: Precision = Precision.MODEL
+    """What keys and values are stored as; all but ``model`` shift logprobs a little."""
     prefix_cache: bool = True
     """Keep pages of finished sequences for those that begin alike."""
 
@@ -73,9 +80,9 @@ class EmbeddedEngine:
         model.pack()
         self.config = config = config or EngineConfig()
         self.codec = codec
-        weight = model.embed_tokens.weight
-        num_pages = _num_pages(model.config, config, weight.dtype)
-        self.kv = PagedKV(model.config, num_pages, config.page_size, weight.device, weight.dtype)
+        self.device = model.embed_tokens.weight.device
+        self.kv = _kv(model, config)
+        num_pages = self.kv.num_pages
         self.scheduler = Scheduler(
             PagePool(num_pages),
             config.page_size,
@@ -106,8 +113,9 @@ class EmbeddedEngine:
         self._wake()
         try:
             return await sequence.future
-        finally:
+        except asyncio.CancelledError:  # All other ends come from a step, which has let go of it.
             self.scheduler.remove(sequence)
+            raise
 
     async def generate_together(
         self,
@@ -208,29 +216,27 @@ class EmbeddedEngine:
     @torch.inference_mode()
     def step(self, chunks: list[Chunk]) -> None:
         """Run ``chunks`` through the network and sample where that completes a prompt."""
-        chunks = batch_order(chunks, self.config.page_size)
-        device = self.kv.k.device
-        ids = [i for c in chunks for i in c.sequence.ids[c.start : c.end]]
-        positions = [p for c in chunks for p in range(c.start, c.end)]
+        chunks = self.kv.order(chunks)
+        _, starts, ends = zip(*chunks, strict=True)
+        lengths = np.array(ends) - starts
+        past = lengths.cumsum()
+        positions = np.arange(past[-1]) + np.repeat(starts - past + lengths, lengths)
+        ids = [id for sequence, start, end in chunks for id in sequence.ids[start:end]]
         hidden = self.model(
-            torch.tensor(ids, device=device),
-            torch.tensor(positions, device=device),
-            PagedAttend(self.kv, chunks),
+            torch.from_numpy(np.array(ids)).to(self.device),
+            torch.from_numpy(positions).to(self.device),
+            self.kv.attend(chunks),
         )
-        for chunk in chunks:
-            self.scheduler.commit(chunk)
-        self._sample(chunks, hidden)
+        self.scheduler.commit(chunks)
+        self._sample(chunks, hidden, past - 1)
 
-    def _sample(self, chunks: list[Chunk], hidden: torch.Tensor) -> None:
-        last, ends = [], -1
-        for chunk in chunks:
-            ends += chunk.end - chunk.start
-            if chunk.samples:
-                last.append(ends)
-        sequences = [c.sequence for c in chunks if c.samples]
-        if not sequences:
+    def _sample(self, chunks: list[Chunk], hidden: torch.Tensor, last: Positions) -> None:
+        """An id for each sequence that has come to its end; ``last`` has where in ``hidden``."""
+        rows = [i for i, c in enumerate(chunks) if c.samples]
+        if not rows:
             return
-        logits = self.model.logits(hidden[torch.tensor(last, device=hidden.device)])
+        sequences = [chunks[i].sequence for i in rows]
+        logits = self.model.logits(hidden[torch.from_numpy(last[rows]).to(self.device)])
         drawn = draw(logits, [s.sampling for s in sequences], [s.rng.random() for s in sequences])
         decode = self.codec.decode if self.codec else None
         for sequence, id, logprob in zip(sequences, *drawn, strict=True):
@@ -257,9 +263,21 @@ def _goes_on(worker: int, completion: Completion) -> bool:
     return True
 
 
-def _num_pages(model: LlamaConfig, config: EngineConfig, dtype: torch.dtype) -> int:
-    """Pages that the memory allows, but no more than can ever be of use."""
-    each = page_bytes(model, config.page_size, dtype)
+def _kv(model: Llama, config: EngineConfig) -> CompiledKV | PagedKV:
+    """Where keys and values live: in what is compiled, if it can be."""
+    weight, size, precision = model.embed_tokens.weight, config.page_size, config.kv_precision
+    library = None
+    if weight.device.type == "cpu":
+        library = attention_library(model.config, size, weight.dtype, precision)
+    if library is not None:
+        num_pages = _num_pages(model.config, config, compiled_page_bytes(library, model.config))
+        return CompiledKV(library, model.config, num_pages, weight.dtype)
+    num_pages = _num_pages(model.config, config, page_bytes(model.config, size, weight.dtype))
+    return PagedKV(model.config, num_pages, size, weight.device, weight.dtype, precision)
+
+
+def _num_pages(model: LlamaConfig, config: EngineConfig, each: int) -> int:
+    """Pages of ``each`` bytes that memory allows, but no more than can ever be of use."""
     affordable = int(config.kv_gib * 2**30) // each
     if affordable < 1:
         raise ConfigError(

@@ -8,6 +8,7 @@ always makes progress.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ class Scheduler:
         self.prefix_cache = prefix_cache
         self.cache = RadixCache(pool, page_size)
         self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.running: dict[Sequence, None] = {}
         """In the order admitted."""
         self.num_preempted = 0
         self.num_reused = 0
@@ -59,7 +60,7 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Let go of ``sequence``, wherever it is, and of its pages at once."""
         if sequence in self.running:
-            self.running.remove(sequence)
+            del self.running[sequence]
             self._release(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
@@ -69,26 +70,28 @@ class Scheduler:
         chunks: list[Chunk] = []
         budget = self.max_batch_tokens
         for sequence in list(self.running):
-            count = min(sequence.num_pending, budget)
+            start = sequence.num_computed
+            end = min(len(sequence.ids), start + budget)
             # One that gave way to an older one is no longer running.
-            if count and sequence in self.running and self._grow(sequence, count):
-                chunks.append(_chunk(sequence, count))
-                budget -= count
+            if start < end and sequence in self.running and self._grow(sequence, end):
+                chunks.append(Chunk(sequence, start, end))
+                budget -= end - start
         while budget and self.waiting and len(self.running) < self.max_batch:
             sequence = self.waiting[0]
             if not self._admit(sequence):
                 break
-            count = min(sequence.num_pending, budget)
-            chunks.append(_chunk(sequence, count))
-            budget -= count
+            start = sequence.num_computed
+            end = min(len(sequence.ids), start + budget)
+            chunks.append(Chunk(sequence, start, end))
+            budget -= end - start
         return chunks
 
-    def commit(self, chunk: Chunk) -> None:
-        """The keys and values of ``chunk`` are in its pages: whoever comes next may share them."""
-        sequence = chunk.sequence
-        sequence.num_computed = chunk.end
-        if chunk.end == sequence.num_prompt:
-            self._cache(sequence)
+    def commit(self, chunks: list[Chunk]) -> None:
+        """Keys and values of ``chunks`` are in their pages: whoever comes next may share them."""
+        for sequence, _, end in chunks:
+            sequence.num_computed = end
+            if end == sequence.num_prompt:
+                self._cache(sequence)
 
     def _admit(self, sequence: Sequence) -> bool:
         # The last id is always computed: the next is sampled from what the network makes of it.
@@ -99,23 +102,23 @@ class Scheduler:
             self.pool.release(cached)
             return False
         self.waiting.popleft()
-        self.running.append(sequence)
-        sequence.pages = cached + self.pool.allocate(missing)
+        self.running[sequence] = None
+        sequence.pages = array("i", cached + self.pool.allocate(missing))
         sequence.num_computed = len(cached) * self.page_size
         self.num_reused += sequence.num_computed
         return True
 
-    def _grow(self, sequence: Sequence, count: int) -> bool:
-        """Give ``sequence`` pages for ``count`` more ids; False if it had to give way itself."""
-        missing = self._pages_for(sequence.num_computed + count) - len(sequence.pages)
+    def _grow(self, sequence: Sequence, num_ids: int) -> bool:
+        """Give ``sequence`` pages for ``num_ids`` in all; False if it had to give way itself."""
+        missing = self._pages_for(num_ids) - len(sequence.pages)
         if missing <= 0:
             return True
         while not self._make_room(missing):
-            youngest = self.running[-1]
+            youngest = next(reversed(self.running))
             self._preempt(youngest)
             if youngest is sequence:
                 return False
-        sequence.pages += self.pool.allocate(missing)
+        sequence.pages.extend(self.pool.allocate(missing))
         return True
 
     def _make_room(self, count: int) -> bool:
@@ -124,14 +127,14 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preempted += 1
-        self.running.remove(sequence)
+        del self.running[sequence]
         self._release(sequence)
         self.waiting.appendleft(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         self._cache(sequence)
         self.pool.release(sequence.pages)
-        sequence.pages = []
+        sequence.pages = array("i")
         sequence.num_computed = 0
 
     def _cache(self, sequence: Sequence) -> None:
@@ -152,7 +155,3 @@ class Scheduler:
             holders[node.page] += 1
         assert holders == self.pool.holders
         assert all(not s.pages and not s.num_computed for s in self.waiting)
-
-
-def _chunk(sequence: Sequence, count: int) -> Chunk:
-    return Chunk(sequence, sequence.num_computed, sequence.num_computed + count)

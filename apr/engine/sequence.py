@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from asyncio import Future
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
@@ -24,7 +25,7 @@ class Sequence:
     rng: random.Random
     """Drawn from once per sampled id, so that its stream depends on the seed alone."""
     logprobs: list[float] = field(default_factory=list)
-    pages: list[int] = field(default_factory=list)
+    pages: array[int] = field(default_factory=lambda: array("i"))
     num_computed: int = 0
     """Ids, from the first on, whose keys and values are in ``pages``."""
 
@@ -53,26 +54,20 @@ class Sequence:
         try:
             if self.on_token is not None:
                 self.on_token(id)
-            reason = self._finish_reason(id, decode)
+            if id in self.sampling.stop_ids or self._spells_stop(decode):
+                self.finish(FinishReason.STOP)
+            elif self.num_sampled == self.sampling.max_tokens:
+                self.finish(FinishReason.LENGTH)
         except Exception as e:  # The listener's fault: its own request fails, nobody else's.
             self.future.set_exception(e)
-            return
-        if reason is not None:
-            self.finish(reason)
 
     def finish(self, reason: FinishReason) -> None:
         """Resolve ``future`` with what has been sampled."""
         self.future.set_result(Completion(tuple(self.sampled), tuple(self.logprobs), reason))
 
-    def _finish_reason(
-        self, id: int, decode: Callable[[Ids[int]], str] | None
-    ) -> FinishReason | None:
-        sampling = self.sampling
-        if id in sampling.stop_ids or (sampling.stop_strings and self._spells_stop(decode)):
-            return FinishReason.STOP
-        return FinishReason.LENGTH if self.num_sampled == sampling.max_tokens else None
-
     def _spells_stop(self, decode: Callable[[Ids[int]], str] | None) -> bool:
+        if not self.sampling.stop_strings:
+            return False
         assert decode is not None, "generate refuses stop strings without a codec"
         # A token spells a byte at least, so a stop string never reaches further back than this.
         reach = max(len(s.encode()) for s in self.sampling.stop_strings)

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoint directories in and out: config.json, model.safetensors, tokenizer.json.
+"""Hugging Face checkpoint directories in and out: config.json, safetensors, tokenizer.json.
 
 The fused projections of our network are split on the way out and fused on the way in, so that any
 Llama-family checkpoint loads here and ours load in transformers, SGLang and vLLM.
@@ -26,6 +26,12 @@ TOKENIZER = "tokenizer.json"
 MANIFEST = "apr.json"
 """How a checkpoint came to be; other programs pass over it."""
 
+INDEX = "model.safetensors.index.json"
+"""Which file holds which weight, where there are several."""
+
+FILE_BYTES = 15_000_000
+"""Most bytes of weights in one file, so that a repository takes it."""
+
 # What our network does, and no other way, under the names of ``config.json``.
 _ONLY = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 
@@ -38,6 +44,8 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write a checkpoint; ``directory`` appears whole or not at all.
+
+    Weights of more than ``FILE_BYTES`` are split into several files, as Hugging Face does.
 
     Args:
         tokenizer_json: text of a Hugging Face ``tokenizers`` file.
@@ -52,7 +60,7 @@ def save_checkpoint(
     }
     stored = next(iter(weights.values())).dtype
     with new_directory(directory) as tmp:
-        save_tensors(weights, tmp / "model.safetensors")
+        _save_weights(weights, tmp)
         _write_json(tmp / "config.json", hf_config(model.config, stored))
         if tokenizer_json is not None:
             (tmp / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
@@ -204,6 +212,27 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(str(e)) from e
 
 
+def _save_weights(weights: dict[str, Tensor], directory: Path) -> None:
+    files: list[dict[str, Tensor]] = [{}]
+    room = FILE_BYTES
+    for name, weight in weights.items():
+        if files[-1] and weight.nbytes > room:
+            files.append({})
+            room = FILE_BYTES
+        files[-1][name] = weight
+        room -= weight.nbytes
+    if len(files) == 1:
+        save_tensors(weights, directory / "model.safetensors")
+        return
+    places: dict[str, str] = {}
+    for i, held in enumerate(files, start=1):
+        file = f"model-{i:05d}-of-{len(files):05d}.safetensors"
+        save_tensors(held, directory / file)
+        places |= dict.fromkeys(held, file)
+    size = sum(weight.nbytes for weight in weights.values())
+    _write_json(directory / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+
+
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Put ``weights`` into ``model``; raises ValueError that names the first that does not fit."""
     own = model.state_dict()
@@ -223,12 +252,32 @@ def _split(name: str, w: Tensor, sizes: dict[str, int], fused: str) -> Iterator[
         yield name.replace(f"{fused}_proj", part), piece
 
 
-def _read_weights(directory: Path) -> dict[str, Tensor]:
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"no .safetensors file in {directory}: name a whole checkpoint")
-    weights: dict[str, Tensor] = {}
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold the weights, in order.
+
+    Raises:
+        CheckpointError: one is missing, or the index of several is damaged.
+    """
+    index = directory / INDEX
+    if not index.is_file():
+        files = sorted(directory.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(f"no .safetensors file in {directory}: name a whole checkpoint")
+        return files
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = [directory / name for name in sorted(set(places.values()))]
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise CheckpointError(f"{index} is damaged ({e}): copy or train it again") from e
     for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"no {file.name} in {directory}: copy the whole checkpoint")
+    return files
+
+
+def _read_weights(directory: Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for file in weight_files(directory):
         try:
             weights.update(load_file(file))
         except (SafetensorError, OSError) as e:

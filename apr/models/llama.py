@@ -17,6 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apr.models import native
+
+_SMALL = 1 << 18
+"""Multiplications of a product that is over before oneDNN has begun."""
+
 
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
@@ -60,7 +65,8 @@ class Linear(nn.Linear):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(w.detach(), None)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.packed is not None and torch.is_inference_mode_enabled():
+        large = len(x) * self.weight.numel() > _SMALL
+        if large and self.packed is not None and torch.is_inference_mode_enabled():
             out = torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
             return cast(Tensor, out)
         return F.linear(x, self.weight)
@@ -70,6 +76,19 @@ def _can_pack() -> bool:
     # The operators that torch's own compiler packs with; not part of its public interface.
     names = ("_reorder_linear_weight", "_linear_pointwise")
     return all(hasattr(torch.ops.mkldnn, name) for name in names)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Rows divided by their root mean square (Zhang and Sennrich, 1910.07467)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config.hidden_size, config.rms_norm_eps)
+        self.epsilon = config.rms_norm_eps
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        if (compiled := native.kernels(x_ND)) is not None:
+            return compiled.rms_norm(x_ND, self.weight, self.epsilon)
+        return super().forward(x_ND)
 
 
 class Attention(nn.Module):
@@ -88,7 +107,8 @@ class Attention(nn.Module):
     def forward(self, x_ND: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         h, kv = self.num_heads, self.num_kv_heads
         heads = self.qkv_proj(x_ND).view(-1, h + 2 * kv, self.head_dim)
-        qk = rotate(heads[:, : h + kv], cos, sin)
+        compiled = native.kernels(x_ND)
+        qk = (rotate if compiled is None else compiled.rotate)(heads[:, : h + kv], cos, sin)
         out = attend(self.layer, qk[:, :h], qk[:, h:], heads[:, h + kv :])
         return cast(Tensor, self.o_proj(out.reshape(-1, h * self.head_dim)))
 
@@ -102,7 +122,10 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x_ND).chunk(2, dim=-1)
+        gate_up = self.gate_up_proj(x_ND)
+        if (compiled := native.kernels(x_ND)) is not None:
+            return cast(Tensor, self.down_proj(compiled.silu_mul(gate_up)))
+        gate, up = gate_up.chunk(2, dim=-1)
         return cast(Tensor, self.down_proj(F.silu(gate) * up))
 
 
@@ -111,9 +134,9 @@ class Block(nn.Module):
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config)
         self.mlp = MLP(config)
 
     def forward(self, x_ND: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
@@ -132,7 +155,7 @@ class Llama(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight

@@ -1,4 +1,7 @@
-"""From addresses to an engine: ``sglang://host:port``, ``vllm://``, ``llamacpp://``, ``openai://``."""
+"""From addresses to an engine: ``sglang://host:port``, ``vllm://``, ``llamacpp://``, ``openai://``.
+
+And ``openvino://FOLDER``, which is no server: OpenVINO runs a checkpoint in this process.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from urllib.parse import parse_qsl, urlsplit
 
 from apr.errors import ConfigError
 from apr.interfaces import Codec
-from apr.remote import llamacpp, openai, sglang
+from apr.remote import llamacpp, openai, openvino, sglang
 from apr.remote.engine import Api, RemoteEngine
 from apr.remote.http import KEY, Http, RemoteConfig
+from apr.remote.openvino import OpenVINOEngine
 from apr.remote.replicas import Replicas
 
 
@@ -75,7 +79,7 @@ def read_address(text: str) -> Address:
 
 def connect(
     addresses: str, codec: Codec | None = None, config: RemoteConfig | None = None
-) -> RemoteEngine | Replicas:
+) -> RemoteEngine | Replicas | OpenVINOEngine:
     """An engine over the server, or over the replicas, at ``addresses``.
 
     Asks each server at once what it serves. May be called within an event loop, which waits.
@@ -88,12 +92,14 @@ def connect(
         ConfigError: something is no address, or the server needs to be told more.
         EngineError: a server does not answer, or not as it should.
     """
+    if addresses.startswith(openvino.SCHEME):
+        return openvino.open_address(addresses, codec)
     config = config or RemoteConfig()
     engines = [_connect(read_address(a.strip()), codec, config) for a in addresses.split(",")]
     return engines[0] if len(engines) == 1 else Replicas(engines)
 
 
-def update_weights(engine: RemoteEngine | Replicas, checkpoint: Path) -> None:
+def update_weights(engine: RemoteEngine | Replicas | OpenVINOEngine, checkpoint: Path) -> None:
     """Have every server behind ``engine`` take its weights from a folder that it can read.
 
     Call it between requests.
@@ -103,6 +109,8 @@ def update_weights(engine: RemoteEngine | Replicas, checkpoint: Path) -> None:
         InputError: a server refuses, for instance weights of another shape.
         EngineError: a server failed.
     """
+    if isinstance(engine, OpenVINOEngine):
+        raise ConfigError("OpenVINO cannot take new weights: use SGLang")
     for each in engine.engines if isinstance(engine, Replicas) else (engine,):
         if not isinstance(each.api, sglang.SGLang):
             raise ConfigError(f"{each.http.name} cannot take new weights: use SGLang")

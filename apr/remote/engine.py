@@ -58,7 +58,7 @@ class Api(Protocol):
 
 
 @dataclass
-class _Answer:
+class Answer:
     """A completion while it is being heard."""
 
     sampling: Sampling
@@ -135,7 +135,7 @@ class RemoteEngine:
             raise ConfigError("stop strings need a codec: give the engine one, or use stop ids")
         stream = self.http.config.stream and on_token is not None
         exchange = self.api.exchange(tuple(prompt_ids), sampling, stream)
-        answer = _Answer(sampling, self.codec, on_token)
+        answer = Answer(sampling, self.codec, on_token)
 
         def hear(piece: Json) -> bool:
             return answer.take(self._read(exchange, piece))

@@ -16,10 +16,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import anyio
 import httpx
 
 from apr.errors import ConfigError, EngineError, EngineTimeout, InputError
-from apr.remote.session import Sessions, trusted
+from apr.remote.session import Sessions, tidily, trusted
 from apr.remote.wire import complaint, event_data
 
 Json = dict[str, Any]
@@ -143,7 +144,7 @@ class Http:
         try:
             session = await self._sessions.here()
             async with session.gate:
-                await self._post_in_time(session.client, path, body, hear)
+                await tidily(self._post_in_time(session.client, path, body, hear))
         finally:
             self.num_active -= 1
 
@@ -169,15 +170,10 @@ class Http:
     async def _post_in_time(
         self, client: httpx.AsyncClient, path: str, body: Json, hear: Callable[[Json], bool]
     ) -> None:
-        try:
-            async with asyncio.timeout(self.config.seconds) as timer:
-                await self._persist(client, path, body, hear)
-        except TimeoutError as e:
-            if not timer.expired():
-                raise
-            raise EngineTimeout(
-                f"{self.name} gave no whole answer in {self.config.seconds:g} s"
-            ) from e
+        with anyio.move_on_after(self.config.seconds) as timer:
+            await self._persist(client, path, body, hear)
+        if timer.cancelled_caught:
+            raise EngineTimeout(f"{self.name} gave no whole answer in {self.config.seconds:g} s")
 
     async def _persist(
         self, client: httpx.AsyncClient, path: str, body: Json, hear: Callable[[Json], bool]

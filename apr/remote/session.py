@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import suppress
 from functools import cache
 from ssl import SSLContext
+from typing import Any
 
+import anyio
 import httpx
 
 _KEEP_ALIVE = 4.0
@@ -17,6 +20,30 @@ _KEEP_ALIVE = 4.0
 def trusted() -> SSLContext:
     """Certificates to trust; reading them takes longer than most requests."""
     return httpx.create_ssl_context()
+
+
+async def tidily(request: Coroutine[Any, Any, None]) -> None:
+    """Await ``request``; when cancelled, cancel it and wait until it has closed its connection.
+
+    httpcore closes connections within shields of anyio, which ``Task.cancel`` of asyncio breaks
+    through: it would forget, still open, all others that it was about to close, such as the idle
+    ones of a server that died. So a request is a task that nobody but a scope of anyio cancels.
+    """
+    scope = anyio.CancelScope()
+
+    async def scoped() -> None:
+        with scope:
+            await request
+
+    task = asyncio.create_task(scoped())
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        scope.cancel()
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        raise
 
 
 class Session:

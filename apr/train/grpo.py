@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from apr.config import check_least
-from apr.errors import ConfigError, EngineError
+from apr.errors import ConfigError, EngineError, OutOfTime
 from apr.models.attention import packed_attention
 from apr.models.llama import Llama
 from apr.trace import Trace
 from apr.train.advantage import Advantage, Credit, Rollout, differ, thread_advantages
+from apr.train.compute import Compute, compute_on
 from apr.train.log import MetricsLog
 from apr.train.loss import LossConfig, policy_terms, token_weight
 from apr.train.optim import Kind, OptimConfig, make_optimizers, rate, set_rate
@@ -101,6 +103,8 @@ def train_grpo(
     judge: Judge | None = None,
     progress: bool = True,
     world: World | None = None,
+    compute: Compute | None = None,
+    deadline: float = inf,
 ) -> None:
     """Train ``model`` in place, going on from the state in ``run`` if there is one.
 
@@ -110,11 +114,14 @@ def train_grpo(
         judge: what each thread was worth by itself; needed for credit other than ``root``.
         world: the processes that train together; each samples its share of the problems, and all
             see the same folder ``run``.
+        compute: how the network is run; by default as suits the device that it is on.
+        deadline: when to stop, on the clock of ``time.monotonic``; at least one step is made.
 
     Raises:
         CheckpointError: the state in ``run`` is damaged or of another model.
         ConfigError: credit is to be given by the thread, and there is no judge.
         EngineError: the engine failed in every rollout of a step.
+        OutOfTime: the deadline came before the end. The same call goes on from there.
     """
     if judge is None and config.credit is not Credit.ROOT:
         raise ConfigError(
@@ -122,6 +129,7 @@ def train_grpo(
             f"or give credit by {Credit.ROOT.value!r}"
         )
     world = world or World()
+    compute = compute or compute_on(next(model.parameters()).device)
     reference = _reference(model) if config.loss.kl else None
     optimizers = make_optimizers(model, config.optim)
     facts = _resume(run, model, optimizers, world)
@@ -138,15 +146,16 @@ def train_grpo(
             with clock("rollout"):
                 gathered = _gather(sample, config, step, facts["problems"], judge, world)
             samples = _samples(gathered.kept, config, world)
-            device = next(model.parameters()).device
-            batches = list(token_batches(samples, config.micro_tokens, device))
+            batches = list(token_batches(samples, config.micro_tokens, compute.device))
             with clock("reference"):
-                references = [_reference_logprobs(reference, b) for b in batches]
+                references = [_reference_logprobs(reference, b, compute) for b in batches]
             with clock("update"):
-                metrics = _update(model, optimizers, batches, references, config, world)
+                metrics = _update(model, optimizers, batches, references, config, world, compute)
             metrics |= _figures(gathered, world)
             facts = {"step": step + 1, "problems": facts["problems"] + gathered.num_problems}
             last = step + 1 == config.steps
+            # All processes stop where one is out of time.
+            expired = any(world.totals([time.monotonic() >= deadline]))
             if last or (step + 1) % config.validate_every == 0:
                 metrics |= _valid(validate, clock, world)
             log.write(step + 1, {**metrics, "lr_share": share}, clock.lap())
@@ -154,11 +163,13 @@ def train_grpo(
                 reward=f"{metrics['reward']:.3f}", accuracy=f"{metrics['accuracy']:.3f}"
             )
             bar.update()
-            if last or (step + 1) % config.save_every == 0:
+            if last or expired or (step + 1) % config.save_every == 0:
                 with clock("save"):
                     if world.is_first:
                         save_state(run, model, optimizers, facts)
                     world.wait()
+            if expired and not last:
+                raise OutOfTime(step + 1, config.steps)
 
 
 def _resume(
@@ -239,22 +250,25 @@ def _update(
     references: Sequence[Tensor | None],
     config: GRPOConfig,
     world: World,
+    compute: Compute,
 ) -> dict[str, float]:
     """``inner_steps`` updates of the weights on one batch of rollouts; what they did."""
     parameters = list(model.parameters())
     # As the first pass finds them, the weights are those that sampled.
     olds: list[Tensor] = []
-    sums = dict.fromkeys(("loss", "kl", "clipped", "entropy", "mismatch", "num"), 0.0)
+    zero = torch.zeros((), dtype=torch.float64, device=compute.device)
+    sums = dict.fromkeys(("loss", "kl", "clipped", "entropy", "mismatch", "num"), zero)
     norm = torch.zeros(())
     model.train()
     for inner in range(config.inner_steps):
         for i, (batch, reference_N) in enumerate(zip(batches, references, strict=True)):
-            new_N, entropy_N = token_logprobs(model, batch)
+            new_N, entropy_N = token_logprobs(model, batch, compute)
             if inner == 0:
                 olds.append(new_N.detach())
-                sums["mismatch"] += (olds[i] - batch.engine_N).abs().sum().item()
-                sums["entropy"] += entropy_N.sum().item()
-                sums["num"] += len(new_N)
+                mismatch = (olds[i] - batch.engine_N).abs().sum()
+                for name, value in (("mismatch", mismatch), ("entropy", entropy_N.sum())):
+                    sums[name] = sums[name] + value.double()
+                sums["num"] = sums["num"] + len(new_N)
             terms = policy_terms(
                 new_N,
                 olds[i],
@@ -265,31 +279,35 @@ def _update(
                 config.loss,
             )
             terms.loss.backward()  # type: ignore[no-untyped-call]
-            sums["loss"] += terms.loss.item() / config.inner_steps
-            sums["kl"] += terms.kl.item() / config.inner_steps
-            sums["clipped"] += terms.clipped.item() / config.inner_steps
+            for name, value in (("loss", terms.loss), ("kl", terms.kl), ("clipped", terms.clipped)):
+                sums[name] = sums[name] + value.detach().double() / config.inner_steps
         world.add_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, config.optim.clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    loss, kl, clipped, entropy, mismatch, num = world.totals(sums.values())
+    totals = dict(zip(sums, world.totals(torch.stack([*sums.values()]).tolist()), strict=True))
+    num = max(1, totals["num"])
     return {
-        "loss": loss,
-        "kl": kl,
-        "clip_fraction": clipped / max(1, num),
-        "entropy": entropy / max(1, num),
-        "mismatch": mismatch / max(1, num),
-        "trained_tokens": num,
+        "loss": totals["loss"],
+        "kl": totals["kl"],
+        "clip_fraction": totals["clipped"] / num,
+        "entropy": totals["entropy"] / num,
+        "mismatch": totals["mismatch"] / num,
+        "trained_tokens": totals["num"],
         "grad_norm": norm.item(),
     }
 
 
-def token_logprobs(model: Llama, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    model: Llama, batch: TokenBatch, compute: Compute | None = None
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each of the N sampled tokens, and the entropy it was drawn at, in nats."""
-    attend = packed_attention(batch.segments_T[None])
-    hidden_TD = model(batch.ids_T, batch.positions_T, attend)
-    logits_UV = model.logits(hidden_TD[batch.before_U])
+    compute = compute or compute_on(batch.ids_T.device)
+    attend = packed_attention(batch.segments_T[None], compute.device, compute.kernel)
+    with compute.autocast():
+        hidden_TD = model(batch.ids_T, batch.positions_T, attend)
+        logits_UV = model.logits(hidden_TD[batch.before_U])
     # In bfloat16 a log-probability has two digits.
     logits_UV = logits_UV.to(torch.promote_types(logits_UV.dtype, torch.float32))
     logprobs_UV = logits_UV.log_softmax(-1)
@@ -335,8 +353,10 @@ def _reference(model: Llama) -> Llama:
 
 
 @torch.no_grad()
-def _reference_logprobs(reference: Llama | None, batch: TokenBatch) -> Tensor | None:
-    return None if reference is None else token_logprobs(reference, batch)[0]
+def _reference_logprobs(
+    reference: Llama | None, batch: TokenBatch, compute: Compute
+) -> Tensor | None:
+    return None if reference is None else token_logprobs(reference, batch, compute)[0]
 
 
 def _valid(

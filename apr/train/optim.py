@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -40,6 +41,57 @@ class OptimConfig:
     """Largest norm of the gradient."""
 
 
+class StackedMuon(torch.optim.Muon):
+    """Muon that works on all matrices of one shape at the same time.
+
+    The update of ``torch.optim.Muon`` up to rounding, with as many launches for a stack of layers
+    as that has for one: on a GPU a network this small spends its time launching. The state is the
+    same, so a run may go on with either.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for (height, width), matrices in by_shape.items():
+                updates = torch.stack(self._momentum(matrices, group["momentum"]))
+                updates = _orthogonal(updates, group["ns_coefficients"], group["ns_steps"])
+                rate = group["lr"] * math.sqrt(max(1, height / width))
+                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(matrices, list(updates.to(matrices[0].dtype)), alpha=-rate)
+
+    def _momentum(self, matrices: Sequence[Tensor], momentum: float) -> list[Tensor]:
+        """Nesterov's, after this step's gradients."""
+        gradients, buffers = [], []
+        for p in matrices:
+            assert p.grad is not None
+            gradients.append(p.grad)
+            state = self.state[p]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+            buffers.append(state["momentum_buffer"])
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        return list(torch._foreach_lerp(gradients, buffers, momentum))
+
+
+def _orthogonal(
+    matrices: Tensor, coefficients: tuple[float, float, float], num_steps: int
+) -> Tensor:
+    """Singular values of each of (S, height, width) brought near to 1, by Newton and Schulz."""
+    a, b, c = coefficients
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(num_steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
 def make_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
     """One optimiser, or two with Muon; each parameter is in exactly one."""
     matrices: list[nn.Parameter] = []
@@ -51,14 +103,13 @@ def make_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
-    fused = next(model.parameters()).is_cuda or None
+    on_cuda = next(model.parameters()).is_cuda
     optimizers: list[Optimizer] = [
-        torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+        torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=on_cuda or None)
     ]
     if matrices:
-        optimizers.append(
-            torch.optim.Muon(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay)
-        )
+        muon = StackedMuon if on_cuda else torch.optim.Muon
+        optimizers.append(muon(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
@@ -74,7 +125,7 @@ def rate(step: int, steps: int, config: OptimConfig) -> float:
     return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_rate(optimizers: list[Optimizer], share: float) -> None:
+def set_rate(optimizers: Sequence[Optimizer], share: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * share

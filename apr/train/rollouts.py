@@ -40,7 +40,7 @@ class TokenBatch(NamedTuple):
 
     ids_T: Tensor
     positions_T: Tensor  # within the sequence
-    segments_T: Tensor  # number of the sequence
+    segments_T: Tensor  # number of the sequence; on the host, where attention is laid out
     before_U: Tensor  # index in T of the token before each sampled one
     place_N: Tensor  # index in U
     engine_N: Tensor  # the engine's log-probability
@@ -109,4 +109,5 @@ def _collate(batch: Sequence[Sequence[Sample]], device: torch.device) -> TokenBa
             advantages += [advantage] * len(sampled)
             weights += [weight] * len(sampled)
     columns = (ids, positions, segments, before, place, engine, advantages, weights)
-    return TokenBatch(*(torch.tensor(column, device=device) for column in columns))
+    batch_of = TokenBatch(*(torch.tensor(column, device=device) for column in columns))
+    return batch_of._replace(segments_T=torch.tensor(segments))

@@ -7,19 +7,24 @@ tokenizer and the classes of tokens to watch are handed in.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cache
+from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from apr.data.packing import IGNORE, Batch, PackedBatches
-from apr.models.attention import packed_attention
-from apr.models.llama import Llama
+from apr.errors import OutOfTime
+from apr.models.llama import Attend, Llama
+from apr.train.compute import Compute, Inputs, compute_on
 from apr.train.log import MetricsLog
 from apr.train.optim import OptimConfig, make_optimizers, rate, set_rate
 from apr.train.state import load_state, save_state
@@ -63,6 +68,8 @@ def train_sft(
     progress: bool = True,
     after_eval: Callable[[int], Mapping[str, float]] | None = None,
     weights: Mapping[int, float] | None = None,
+    compute: Compute | None = None,
+    deadline: float = inf,
 ) -> Losses:
     """Train ``model`` in place, going on from the state in ``run`` if there is one.
 
@@ -71,76 +78,173 @@ def train_sft(
         after_eval: further metrics to log at each evaluation, from the step number.
         weights: weight in the loss that is trained on, by token id, where it is not 1; losses that
             are reported are never weighted.
+        compute: how the network is run; by default as suits the device that it is on.
+        deadline: when to stop, on the clock of ``time.monotonic``; at least one step is made.
 
     Returns:
         the held-out losses at the end.
 
     Raises:
         CheckpointError: the state in ``run`` is damaged or of another model.
+        OutOfTime: the deadline came before the end. The same call goes on from there.
     """
-    device = next(model.parameters()).device
+    compute = compute or compute_on(next(model.parameters()).device)
     optimizers = make_optimizers(model, config.optim)
     facts = load_state(run, model, optimizers) or {"step": 0, "tokens": 0}
-    weights_V = _weights_of(model, weights or {}).to(device)
-    parameters = list(model.parameters())
+    update = _Update(model, optimizers, config, _weights_of(model, weights or {}), compute)
     losses = Losses(float("nan"), {}, {})
     bar = tqdm(total=config.steps, initial=facts["step"], desc="sft", disable=not progress)
-    with MetricsLog(run, facts["step"]) as log, bar:
+    feed = compute.feed(train, facts["step"] * config.accumulate)
+    with MetricsLog(run, facts["step"]) as log, bar, closing(feed):
+        pending = _Pending(log)
         for step in range(facts["step"], config.steps):
-            start = time.perf_counter()
-            set_rate(optimizers, share := rate(step, config.steps, config.optim))
-            micro = step * config.accumulate
-            batches = [train.batch(micro + i).to(device) for i in range(config.accumulate)]
-            # One divisor for the update, so that accumulation changes nothing but memory.
-            num_learnt = sum(int((b.targets_BT != IGNORE).sum()) for b in batches)
-            total = torch.zeros((), device=device)
-            model.train()
-            for batch in batches:
-                loss = token_losses(model, batch)
-                weighted = (loss * weights_V[_targets(batch)]).sum() / num_learnt
-                weighted.backward()  # type: ignore[no-untyped-call]
-                total += loss.detach().sum() / num_learnt
-            norm = nn.utils.clip_grad_norm_(parameters, config.optim.clip)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-
-            facts = {"step": step + 1, "tokens": facts["tokens"] + num_learnt}
-            metrics = {
-                "loss": total.item(),
-                "grad_norm": norm.item(),
-                "lr_share": share,
-                "tokens": facts["tokens"],
-            }
-            seconds = time.perf_counter() - start
-            last = step + 1 == config.steps
-            if last or (step + 1) % config.eval_every == 0:
-                losses = evaluate(model, held_out, config.eval_batches, watched)
-                metrics |= _flat(losses)
-                metrics |= after_eval(step + 1) if after_eval else {}
-            log.write(step + 1, metrics, {"tokens_per_second": num_learnt / seconds})
-            bar.set_postfix(loss=f"{metrics['loss']:.4f}", held_out=f"{losses.mean:.4f}")
+            pending.start()
+            share = rate(step, config.steps, config.optim)
+            done = update(feed, share)
+            facts = {"step": step + 1, "tokens": facts["tokens"] + done.num_learnt}
+            metrics = {"loss": done.loss, "grad_norm": done.norm, "lr_share": share}
+            pending.add(facts["step"], {**metrics, "tokens": facts["tokens"]}, done.num_learnt)
+            last, expired = facts["step"] == config.steps, time.monotonic() >= deadline
+            evaluates = last or facts["step"] % config.eval_every == 0
+            saves = last or expired or facts["step"] % config.save_every == 0
+            if evaluates or saves or len(pending) >= compute.settle_every:
+                bar.set_postfix(loss=f"{pending.settle():.4f}", held_out=f"{losses.mean:.4f}")
+            if evaluates:
+                losses = evaluate(model, held_out, config.eval_batches, watched, compute)
+                pending.extend(_flat(losses))
+                pending.extend(after_eval(facts["step"]) if after_eval else {})
+            pending.write()
             bar.update()
-            if last or (step + 1) % config.save_every == 0:
+            if saves:
                 save_state(run, model, optimizers, facts)
+            if expired and not last:
+                raise OutOfTime(facts["step"], config.steps)
     if losses.mean != losses.mean:  # Resumed after the last step: nothing was left to train.
-        losses = evaluate(model, held_out, config.eval_batches, watched)
+        losses = evaluate(model, held_out, config.eval_batches, watched, compute)
     return losses
+
+
+class _Updated(NamedTuple):
+    """What an update did; the tensors may still be on their way."""
+
+    loss: Tensor  # mean over the tokens learnt, unweighted
+    norm: Tensor  # of the gradient, before it was clipped
+    num_learnt: int
+
+
+class _Update:
+    """One update of the weights from the next batches."""
+
+    def __init__(
+        self,
+        model: Llama,
+        optimizers: Sequence[Optimizer],
+        config: SFTConfig,
+        weights_V: Tensor,
+        compute: Compute,
+    ) -> None:
+        self.model, self.optimizers, self.config = model, optimizers, config
+        self.weights_V = weights_V.to(compute.device)
+        self.compute = compute
+        self.parameters = list(model.parameters())
+
+    def __call__(self, feed: Iterator[Inputs], share: float) -> _Updated:
+        set_rate(self.optimizers, share)
+        batches = [next(feed) for _ in range(self.config.accumulate)]
+        # One divisor for the update, so that accumulation changes nothing but memory.
+        num_learnt = sum(inputs.num_learnt for inputs in batches)
+        total = torch.zeros((), device=self.compute.device)
+        self.model.train()
+        for inputs in batches:
+            loss_N = _losses(self.model, inputs, self.compute)
+            weights_N = self.weights_V[inputs.targets_N.clamp(min=0)]
+            weighted = (loss_N * weights_N).sum() / num_learnt
+            weighted.backward()  # type: ignore[no-untyped-call]
+            total += loss_N.detach().sum() / num_learnt
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return _Updated(total, norm, num_learnt)
+
+
+class _Pending:
+    """Lines of the log whose figures may still be on the device.
+
+    Fetching a figure makes the host wait for the device, which then waits for the host: so those of
+    several steps are fetched together.
+    """
+
+    def __init__(self, log: MetricsLog) -> None:
+        self._log = log
+        self._lines: list[tuple[int, dict[str, Any]]] = []
+        self._timings: dict[str, float] = {}
+        self._num_learnt = 0
+        self._start: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def start(self) -> None:
+        """The clock runs, if it does not yet."""
+        self._start = self._start or time.perf_counter()
+
+    def add(self, step: int, metrics: dict[str, Any], num_learnt: int) -> None:
+        self._lines.append((step, metrics))
+        self._num_learnt += num_learnt
+
+    def settle(self) -> float:
+        """Wait for all figures, and stop the clock; the last loss."""
+        assert self._start is not None
+        for _, metrics in self._lines:
+            metrics |= {name: _number(value) for name, value in metrics.items()}
+        seconds = time.perf_counter() - self._start
+        self._timings = {"tokens_per_second": self._num_learnt / seconds}
+        return float(self._lines[-1][1]["loss"])
+
+    def extend(self, metrics: Mapping[str, float]) -> None:
+        """Add to the last line."""
+        self._lines[-1][1].update(metrics)
+
+    def write(self) -> None:
+        """Write the lines, if they are settled."""
+        if not self._timings:
+            return
+        for step, metrics in self._lines:
+            self._log.write(step, metrics, self._timings)
+        self._lines, self._timings, self._num_learnt, self._start = [], {}, 0, None
+
+
+def _number(value: float | Tensor) -> float:
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def token_losses(model: Llama, batch: Batch) -> Tensor:
     """Cross entropy of each of the B*T positions, 0 where nothing is to be learnt."""
-    attend = packed_attention(batch.segments_BT)
-    hidden = model(batch.ids_BT.flatten(), batch.positions_BT.flatten(), attend)
+    compute = compute_on(next(model.parameters()).device)
+    return _losses(model, compute.inputs(batch), compute)
+
+
+def _losses(model: Llama, inputs: Inputs, compute: Compute) -> Tensor:
+    ids_N, targets_N, positions_N, attend, _ = inputs
+    with compute.autocast():
+        run = _compiled() if compute.compiled else _cross_entropy
+        return run(model, ids_N, targets_N, positions_N, attend)
+
+
+def _cross_entropy(
+    model: Llama, ids_N: Tensor, targets_N: Tensor, positions_N: Tensor, attend: Attend
+) -> Tensor:
+    hidden = model(ids_N, positions_N, attend)
     logits = model.logits(hidden).float()
-    return F.cross_entropy(
-        logits, batch.targets_BT.flatten(), ignore_index=IGNORE, reduction="none"
-    )
+    return F.cross_entropy(logits, targets_N, ignore_index=IGNORE, reduction="none")
 
 
-def _targets(batch: Batch) -> Tensor:
-    """Target of each of the B*T positions as an index, any where nothing is to be learnt."""
-    return batch.targets_BT.flatten().clamp(min=0)
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    """One program for the whole network: its shapes are the same for every batch."""
+    compiled: Callable[..., Tensor] = torch.compile(_cross_entropy, dynamic=False)
+    return compiled
 
 
 def _weights_of(model: Llama, weights: Mapping[int, float]) -> Tensor:
@@ -157,15 +261,17 @@ def evaluate(
     batches: PackedBatches,
     num_batches: int,
     watched: Mapping[str, Sequence[int]],
+    compute: Compute | None = None,
 ) -> Losses:
     """Mean loss over the first ``num_batches`` batches, whole and by class of token."""
     model.eval()
     device = next(model.parameters()).device
+    compute = compute or compute_on(device)
     losses, targets = [], []
     for i in range(min(num_batches, batches.per_epoch)):
-        batch = batches.batch(i).to(device)
-        losses.append(token_losses(model, batch))
-        targets.append(batch.targets_BT.flatten())
+        inputs = compute.inputs(batches.batch(i))
+        losses.append(_losses(model, inputs, compute))
+        targets.append(inputs.targets_N)
     loss, target = torch.cat(losses).double(), torch.cat(targets)
     whole = loss.sum().item()
     by_class, shares = {}, {}

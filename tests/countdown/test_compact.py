@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr.countdown import compact
-from apr.countdown.compact import Compact, CompactPasta
+from apr.countdown.compact import Compact, CompactPasta, CompactWeighed
 from apr.countdown.problem import Problem, Step
 from apr.countdown.solver import Node
 from apr.data.tokenizer import EOS, PAD, HFCodec, build_tokenizer
 from apr.dialects.tags import TAGS
 from apr.interfaces import Append, Join, Malformed, Spawn
 
-COMPACT, PASTA = Compact(), CompactPasta()
+COMPACT, PASTA, WEIGHED = Compact(), CompactPasta(), CompactWeighed()
 ROOT = "<thread> 24 : 9 5 3</thread>"
 CHILD = "<thread> 24 : 9 , 5 + 3</thread>"
 SPAWN = f"<spawn>{CHILD}<thread> 24 : 9 , 5 * 3</thread></spawn>"
@@ -89,7 +89,7 @@ def test_operations_are_single_tokens() -> None:
     assert pieces == [" 12", " +", " 99", " =", " ", "1", "1", "1"]
 
 
-@pytest.mark.parametrize("dialect", [COMPACT, PASTA])
+@pytest.mark.parametrize("dialect", [COMPACT, PASTA, WEIGHED])
 @given(st.data())
 def test_no_text_raises(dialect: Compact, data: st.DataObject) -> None:
     parts = st.sampled_from([ROOT, CHILD, SPAWN, HIT, MISS, *TAGS, " ,", " 5"])

@@ -15,6 +15,7 @@ from apr.types import Demonstration
 
 SPEC = ProblemSpec(high=30)
 SOLVER = SearchConfig((1, 10), (1, 15), promising=0.9, spawn_depth=1)
+FULL = SearchConfig(spawn_depth=1, max_value=100)
 BASE = Demonstrate(SPEC, SOLVER)
 
 
@@ -41,8 +42,9 @@ def test_it_tells_the_problem_of_its_index_and_split() -> None:
 
 def test_texts_tell_the_same_search() -> None:
     for index in range(10):
-        compact, paper = BASE(index), replace(BASE, text=Text.PAPER)(index)
-        assert (compact.solved, compact.num_children) == (paper.solved, paper.num_children)
+        compact, *others = (replace(BASE, text=text)(index) for text in Text)
+        for other in others:
+            assert (compact.solved, compact.num_children) == (other.solved, other.num_children)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +110,34 @@ def test_a_sequence_succeeds_where_its_thread_joins_with_a_path() -> None:
             assert succeeded == (not text.endswith("<join></join>"))
 
 
-def test_dead_ends_is_a_share() -> None:
-    with pytest.raises(ConfigError, match=r"between 0 and 1, not 1\.5"):
-        Demonstrate(dead_ends=1.5)
+@pytest.mark.parametrize("name", ["dead_ends", "false_claims"])
+def test_shares_are_shares(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} is a share between 0 and 1, not 1\.5"):
+        config.build(Demonstrate, {name: 1.5, "telling": "weighed"})
+
+
+def test_false_claims_change_nothing_but_what_the_root_hears() -> None:
+    honest = Demonstrate(SPEC, FULL, telling=Telling.WEIGHED, false_claims=0)
+    num_false = 0
+    for index in range(30):
+        truth, told = honest(index), replace(honest, false_claims=0.2)(index)
+        assert told[1:] == truth[1:]
+        assert told.sequences[1:] == truth.sequences[1:]
+        assert told.sequences[0][:2] + told.sequences[0][3:] == (
+            truth.sequences[0][:2] + truth.sequences[0][3:]
+        ), "what is told is the truth, whatever is heard"
+        num_false += heard(told) - heard(truth)
+    assert num_false > 30
+
+
+def heard(told: Demonstration) -> int:
+    """How many paths the root is told of."""
+    return told.sequences[0][2].pieces.count("<thread>")
+
+
+def test_all_that_children_found_is_heard() -> None:
+    honest = Demonstrate(SPEC, FULL, false_claims=0)
+    weighed, first = (replace(honest, telling=t) for t in (Telling.WEIGHED, Telling.THREADS))
+    for index in range(20):
+        assert heard(weighed(index)) == sum(weighed(index).succeeded[1:])
+        assert heard(first(index)) == any(first(index).succeeded[1:])

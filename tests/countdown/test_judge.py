@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apr.countdown import compact, narrate, narrate_paper, paper
+from apr.countdown import compact, paper
+from apr.countdown.demonstrate import NARRATORS
 from apr.countdown.grade import MAX_LENGTH
 from apr.countdown.judge import TRUTHFUL, Verdict, check_judged, judge, judge_all, poses_truly
 from apr.countdown.narrate import Telling, Text
@@ -34,6 +35,7 @@ FOUR = ProblemSpec(high=12, target_high=60)
 
 POSED = Problem((3, 9, 5), 72)
 CHILD = " 72 : 9 , 5 + 3"
+WHOLE_CHILD = " 72 : 9 5 3 , 5 + 3"
 PATH = " 5 + 3 = 8 , 9 * 8 = 72"
 LONG = Problem((5, 3, 2, 9), 54)
 NESTED_CHILD = " 54 : 9 , 5 + 3 = 8 , 8 - 2"
@@ -52,10 +54,9 @@ def verdict(
 
 def told(posed: Problem, config: SearchConfig, text: Text, seed: int = 0) -> tuple[Search, Trace]:
     """A search, and the trace of a model that does just what its demonstration says."""
-    tell = narrate.narrate if text is Text.COMPACT else narrate_paper.narrate
     found = search(posed, config, random.Random(seed))
     script: dict[str, str] = {}
-    for sequence in tell(posed, found, Telling.THREADS).sequences:
+    for sequence in NARRATORS[text](posed, found, Telling.THREADS).sequences:
         before = ""
         for segment in sequence:
             piece = "".join(segment.pieces)
@@ -306,7 +307,6 @@ def test_a_child_is_judged_on_what_it_was_asked_even_if_that_was_wrong() -> None
         " 72 : 9 , , 5 + 3",
         " 72 : 9 , 8 = 8 , 5 + 3",
         " 72 : 9 5 3 1",
-        " 72 : 9 5 3 , 5 + 3",
         " -72 : 9 , 5 + 3",
         " 72 : 9.5 , 5 + 3",
         " ٧٢ : 9 , 5 + 3",
@@ -321,6 +321,17 @@ def test_a_message_that_states_no_sub_problem_is_not_held_against_the_child(mess
             assert verdict(message, join, text=text) is None
         assert judge(POSED, thread(message, end=End.MALFORMED), text) is None
         assert not poses_truly(POSED, thread(message), text)
+
+
+def test_a_message_of_one_compact_text_is_none_of_the_other() -> None:
+    for text, other, message in (
+        (Text.COMPACT, Text.WHOLE, " 72 : 9 , 5 + 3"),
+        (Text.WHOLE, Text.COMPACT, " 72 : 9 5 3 , 5 + 3"),
+    ):
+        assert verdict(message, PATH, text=text) is FOUND
+        assert poses_truly(POSED, thread(message), text)
+        assert verdict(message, PATH, text=other) is None
+        assert not poses_truly(POSED, thread(message), other)
 
 
 @pytest.mark.parametrize(
@@ -445,6 +456,7 @@ def test_the_pasta_telling_is_refused() -> None:
     check_judged(Telling.SERIAL)
 
 
+CHILDREN = {Text.COMPACT: CHILD, Text.WHOLE: WHOLE_CHILD, Text.PAPER: PAPER_CHILD}
 HUGE = [
     " 72 : " + "9" * MAX_LENGTH,
     " 72 :" + " 9" * MAX_LENGTH,
@@ -467,7 +479,7 @@ def test_hostile_text_is_read_and_no_more(text: Text) -> None:
     for message in HUGE:
         assert verdict(message, text=text) is None
         assert not poses_truly(POSED, thread(message), text)
-    child = CHILD if text is Text.COMPACT else PAPER_CHILD
+    child = CHILDREN[text]
     for join in HUGE[:3] + HUGE[4:]:
         assert verdict(child, join, text=text) is FALSE
 
@@ -483,7 +495,19 @@ def test_large_numbers_take_no_longer(max_value: int) -> None:
 
 PIECES = [
     *("72", "9", "5", "3", "8", "0", " ", " :", " ,", " =", " + ", " - ", " * ", " / ", "(", ")"),
-    *(CHILD, PATH, NESTED_CHILD, PAPER_CHILD, PAPER_PATH, PAPER_STATE, "\n", "²", "x", "99999999"),
+    *(
+        CHILD,
+        WHOLE_CHILD,
+        PATH,
+        NESTED_CHILD,
+        PAPER_CHILD,
+        PAPER_PATH,
+        PAPER_STATE,
+        "\n",
+        "²",
+        "x",
+        "99999999",
+    ),
 ]
 anything = st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 
@@ -511,6 +535,7 @@ def test_a_message_says_what_the_state_is(
     nothing = MISSED if brute_force(tuple(sorted(node.numbers)), target) else EMPTY
     messages = {
         Text.COMPACT: "".join(compact.message(target, node)),
+        Text.WHOLE: "".join(compact.whole_message(target, node)),
         Text.PAPER: "".join(paper.arrival(("0", ",", "1"), target, node)),
     }
     for text, message in messages.items():

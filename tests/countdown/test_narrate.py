@@ -5,6 +5,7 @@ import random
 import pytest
 
 from apr.countdown import compact
+from apr.countdown.grade import grade
 from apr.countdown.narrate import Telling, Text, check_telling, narrate
 from apr.countdown.problem import Problem, ProblemSpec, problem
 from apr.countdown.solver import Search, SearchConfig, search
@@ -15,6 +16,7 @@ from apr.types import Demonstration, Segment
 POSED = Problem((3, 9, 5), 72)
 SPAWN = SearchConfig((2, 2), (2, 2), spawn_depth=1)
 DIVE = SearchConfig((2, 2))
+FULL = SearchConfig(spawn_depth=1)
 LIST = SearchConfig((2, 2), promising=0.0)
 
 ROOT = "<thread> 72 : 9 5 3</thread>"
@@ -50,6 +52,32 @@ def test_threads_return_their_path_or_nothing() -> None:
         [MISS, f"{MISS_TEXT}<join></join>"],
         [HIT, f"{HIT_TEXT}<join>{PATH}</join>"],
     ]
+
+
+def test_the_whole_text_gives_a_child_the_state_its_step_is_taken_from() -> None:
+    told = narrate(POSED, run(POSED, SPAWN), Telling.THREADS, message=compact.whole_message)
+    miss, hit = "<thread> 72 : 9 5 3 , 9 - 5</thread>", "<thread> 72 : 9 5 3 , 5 + 3</thread>"
+    plain = spelled(tell(SPAWN, Telling.THREADS))
+    assert spelled(told) == [
+        [ROOT, f"<spawn>{miss}{hit}</spawn>", *plain[0][2:]],
+        [miss, *plain[1][1:]],
+        [hit, *plain[2][1:]],
+    ]
+
+
+def test_weighed_the_parent_hears_all_and_returns_the_first_that_is_true() -> None:
+    posed = Problem((6, 2, 4), 12)
+    told = narrate(posed, run(posed, FULL), Telling.WEIGHED, false_claims=1.0)
+    (_, _, heard, last), *children = spelled(told)
+    returned = [c[-1].partition("<join>")[2].removesuffix("</join>") for c in children]
+    paths = [p.removesuffix("</thread>") for p in heard.split("<thread>")[1:]]
+    paths[-1] = paths[-1].removesuffix("</joined>").removesuffix("</thread>")
+    assert len(paths) == len(children)
+    wrong = [p for p in paths if not grade(posed, p).correct]
+    assert [p for p in paths if p not in wrong] == [p for p in returned if p]
+    assert len(wrong) == returned.count("") > 0
+    assert all(p.endswith(" = 12") for p in wrong)
+    assert last == f"<join>{next(filter(None, returned))}</join>"
 
 
 def test_pasta_returns_their_whole_text() -> None:
@@ -125,7 +153,8 @@ def check_pieces(sequence: list[Segment], codec: HFCodec) -> None:
 
 
 def test_the_paper_text_has_no_pasta_telling() -> None:
-    with pytest.raises(ConfigError, match="no pasta telling"):
-        check_telling(Text.PAPER, Telling.PASTA)
+    for telling in (Telling.PASTA, Telling.WEIGHED):
+        with pytest.raises(ConfigError, match=f"no {telling} telling"):
+            check_telling(Text.PAPER, telling)
     for telling in Telling:
         check_telling(Text.COMPACT, telling)

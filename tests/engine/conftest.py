@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
 
+import pytest
+import torch
+
+from apr.models import native
 from apr.models.llama import Llama, LlamaConfig
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Everything that is tested with it runs on the compiled parts, and on torch alone."""
+    if request.param == "torch":
+        monkeypatch.setenv("APR_NATIVE", "0")
+    native._kernels.cache_clear()
+    if request.param == "compiled" and native._kernels(torch.float64) is None:
+        pytest.skip("no C compiler here")
+    yield request.param
+    native._kernels.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from apr.engine import EmbeddedEngine, EngineConfig
+from apr.engine.attention import Precision
 from apr.errors import ConfigError, ContextError, EngineError
 from apr.models.attention import causal_reference
 from apr.models.llama import Llama
 from apr.testing import ByteCodec
 from apr.types import Completion, FinishReason, Sampling
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
@@ -67,7 +70,7 @@ def test_greedy_ids_are_those_of_plain_forward_passes(network: Llama) -> None:
 
 
 def test_greedy_ids_do_not_depend_on_company_memory_or_cache(network: Llama) -> None:
-    asked = prompts(64)
+    asked = prompts(40)
     sampling = Sampling(40)
     single = EmbeddedEngine(network, EngineConfig(prefix_cache=False))
     alone = [complete(single, [p], sampling)[0] for p in asked]
@@ -81,7 +84,7 @@ def test_greedy_ids_do_not_depend_on_company_memory_or_cache(network: Llama) -> 
     assert starved.scheduler.num_preempted > 0
     assert uncached.scheduler.num_preempted > 0
     assert uncached.scheduler.num_reused == 0
-    assert warm.scheduler.num_reused > 1000
+    assert warm.scheduler.num_reused > 500
 
 
 def test_logprobs_are_those_of_a_plain_forward_pass(network: Llama) -> None:
@@ -95,6 +98,39 @@ def test_logprobs_are_those_of_a_plain_forward_pass(network: Llama) -> None:
             plain = logits.log_softmax(-1)[len(prompt) - 1 : -1]
             want = plain.gather(-1, torch.tensor(completion.ids)[:, None])[:, 0]
             assert list(completion.logprobs) == pytest.approx(want.tolist(), abs=tolerance)
+
+
+@pytest.mark.parametrize("precision", [Precision.BFLOAT16, Precision.INT8])
+def test_narrow_keys_and_values_shift_logprobs_a_little_and_alike(
+    network: Llama, precision: Precision
+) -> None:
+    asked = prompts(8)
+    narrow = EngineConfig(kv_precision=precision)
+    alone = [complete(EmbeddedEngine(network, narrow), [p], Sampling(30))[0] for p in asked]
+    starved = tight(network, kv_precision=precision, max_batch_tokens=7)
+    for engine in (EmbeddedEngine(network, narrow), starved):
+        assert [c.ids for c in complete(engine, asked, Sampling(30))] == [c.ids for c in alone]
+    assert starved.scheduler.num_reused > 0
+    shifts = []
+    for prompt, completion in zip(asked, alone, strict=True):
+        plain = plain_logits(network, prompt + list(completion.ids)).log_softmax(-1)
+        want = plain[len(prompt) - 1 : -1].gather(-1, torch.tensor(completion.ids)[:, None])[:, 0]
+        shifts.append((torch.tensor(completion.logprobs) - want).abs())
+    assert 1e-4 < float(torch.cat(shifts).mean()) < 0.02
+
+
+def test_ten_thousand_requests_wait_their_turn(network: Llama) -> None:
+    """Memory is that of the pages and of the requests themselves, however many there are."""
+    engine = tight(network)
+    before = engine.scheduler.pool.num_pages
+    asked = [[1 + n % 60, 1 + n % 7] for n in range(10_000)]
+    done = complete(engine, asked, Sampling(2))
+    assert all(len(c.ids) == 2 for c in done)
+    assert [c.ids for c in done[:420]] == [c.ids for c in done[420:840]]
+    assert engine.scheduler.pool.num_pages == before
+    assert engine.scheduler.num_preempted == 0
+    engine.scheduler.cache.clear()
+    assert engine.scheduler.pool.num_free == before
 
 
 def test_a_seed_names_a_sample_whatever_else_runs(network: Llama) -> None:

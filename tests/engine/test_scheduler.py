@@ -39,8 +39,8 @@ def step(scheduler: Scheduler) -> None:
         for p in {p // scheduler.page_size * scheduler.page_size for p in range(c.start, c.end)}
     ]
     assert len(written) == len(set(written))
+    scheduler.commit(chunks)
     for chunk in chunks:
-        scheduler.commit(chunk)
         if chunk.samples:
             chunk.sequence.append(7, -1.0, None)
             if chunk.sequence.future.done():
@@ -81,7 +81,7 @@ def test_all_requests_end_however_little_memory_there_is(
     assert not scheduler.running
     assert not scheduler.waiting
     for i, s in enumerate(sequences):
-        assert s.pages == []
+        assert not s.pages
         if i not in cancelled:
             assert s.future.result().finish_reason is FinishReason.LENGTH
             assert s.num_sampled == s.sampling.max_tokens

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apr.models.attention import causal_reference, packed_attention
+from apr.models.attention import Kernel, causal_reference, kernel_of, packed_attention
 from apr.models.llama import Llama
+from tests.models import flash_on_cpu
 from tests.tiny import reference_logits, tiny_config, tiny_model
 
 MODELS = {kv: tiny_model(tiny_config(num_kv_heads=kv)) for kv in (1, 2, 4)}
 ROW = 12
+flash_on_cpu.install()
 
 
 @torch.no_grad()
-def packed_logits(model: Llama, rows: list[list[torch.Tensor]]) -> list[list[torch.Tensor]]:
+def packed_logits(
+    model: Llama, rows: list[list[torch.Tensor]], kernel: Kernel | None = None
+) -> list[list[torch.Tensor]]:
     """Logits of each sequence, packed into rows of ROW tokens, the rest of a row padded."""
     ids, positions = torch.zeros(2, len(rows), ROW, dtype=torch.int64)
     segments = torch.full((len(rows), ROW), -1)
@@ -25,7 +31,7 @@ def packed_logits(model: Llama, rows: list[list[torch.Tensor]]) -> list[list[tor
             ids[r, here], positions[r, here] = sequence, torch.arange(len(sequence))
             segments[r, here] = n
             start = here.stop
-    attend = packed_attention(segments)
+    attend = packed_attention(segments, kernel=kernel)
     logits = model.logits(model(ids.flatten(), positions.flatten(), attend))
     assert logits.isfinite().all()
     by_row = logits.view(len(rows), ROW, -1)
@@ -40,26 +46,77 @@ rows_of_sequences = st.lists(
 )
 
 
-@given(rows_of_sequences, st.sampled_from([1, 2, 4]))
+@given(rows_of_sequences, st.sampled_from([1, 2, 4]), st.sampled_from(["padded", "varlen"]))
 def test_packed_sequences_have_the_logits_they_have_alone(
-    rows: list[list[torch.Tensor]], num_kv_heads: int
+    rows: list[list[torch.Tensor]], num_kv_heads: int, kernel: str
 ) -> None:
     model = MODELS[num_kv_heads]
-    for row, found in zip(rows, packed_logits(model, rows), strict=True):
+    for row, found in zip(rows, packed_logits(model, rows, Kernel(kernel)), strict=True):
         for sequence, logits in zip(row, found, strict=True):
             expected = reference_logits(model, sequence)
             torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_neighbours_in_a_row_do_not_see_each_other() -> None:
-    model = MODELS[2]
-    first, second, other = (torch.tensor(x) for x in ([3, 4, 5], [6, 7, 8, 9], [30, 2, 30, 2]))
-    [[first_beside_second, _]] = packed_logits(model, [[first, second]])
-    [[first_beside_other, _]] = packed_logits(model, [[first, other]])
-    assert torch.equal(first_beside_second, first_beside_other)
-    [[_, second_beside_first]] = packed_logits(model, [[first, second]])
-    [[_, second_beside_other]] = packed_logits(model, [[other[:3], second]])
-    assert torch.equal(second_beside_first, second_beside_other)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("num_kv_heads", [2, 4])
+def test_the_block_mask_hides_what_is_to_be_hidden(num_kv_heads: int) -> None:
+    """One shape of rows only: whatever runs FlexAttention compiles for each anew."""
+    model, rows = MODELS[num_kv_heads], [[torch.arange(5), torch.arange(7)], [torch.arange(9)]]
+    for row, found in zip(rows, packed_logits(model, rows, Kernel.FLEX), strict=True):
+        for sequence, logits in zip(row, found, strict=True):
+            expected = reference_logits(model, sequence)
+            torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+SEGMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, -1, -1], [0, 1, 1, 2, 2, 2, 2, 2, 2, -1]])
+
+
+def gradients(segments: torch.Tensor, kernel: Kernel, device: str, dtype: torch.dtype) -> list[Any]:
+    """Output of the real tokens, and what a loss over them leaves on queries, keys and values."""
+    generator = torch.Generator().manual_seed(0)
+    heads = [
+        torch.randn(segments.numel(), num, 16, generator=generator).to(device, dtype)
+        for num in (4, 2, 2, 4)
+    ]
+    q, k, v = (x.requires_grad_() for x in heads[:3])
+    real = (segments.flatten() >= 0).to(device)
+    attend = packed_attention(segments, torch.device(device), kernel)
+    run = torch.compile(attend.__call__) if kernel is Kernel.FLEX else attend
+    out = run(0, q, k, v)
+    assert out.isfinite().all()
+    (out * heads[3])[real].sum().backward()
+    return [out[real], *(x.grad for x in (q, k, v))]
+
+
+def test_laid_end_to_end_sequences_learn_what_padded_ones_do() -> None:
+    ends = gradients(SEGMENTS, Kernel.VARLEN, "cpu", torch.float32)
+    padded = gradients(SEGMENTS, Kernel.PADDED, "cpu", torch.float32)
+    torch.testing.assert_close(ends, padded, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_batches_of_a_kind_have_one_shape(lost: int) -> None:
+    """So that a network that was compiled for one fits the other."""
+    longer, shorter = SEGMENTS, SEGMENTS.clone()
+    shorter[1, -lost:] = -1
+    ends = [packed_attention(s, kernel=Kernel.VARLEN) for s in (longer, shorter)]
+    assert len({(a.longest, a.bounds_S.shape) for a in ends}) == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", list(Kernel))
+def test_on_a_gpu_every_kernel_learns_what_the_reference_does(kernel: Kernel) -> None:
+    segments = torch.arange(64).repeat(4, 8).div(50, rounding_mode="floor").sort().values
+    segments[:, -20:] = -1
+    found = gradients(segments, kernel, "cuda", torch.bfloat16)
+    expected = gradients(segments, Kernel.PADDED, "cpu", torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.cpu().float(), other, atol=0.05, rtol=0.05)
+
+
+def test_each_device_has_its_kernel() -> None:
+    assert kernel_of(torch.device("cuda")) is Kernel.VARLEN
+    assert kernel_of(torch.device("cpu")) is Kernel.PADDED
 
 
 def test_the_reference_is_softmax_of_scaled_scores_over_the_past() -> None:

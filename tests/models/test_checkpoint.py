@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from apr.data.tokenizer import EOS, PAD, HFCodec, build_tokenizer
 from apr.errors import CheckpointError, StorageError
-from apr.models.checkpoint import load_checkpoint, read_config, save_checkpoint
+from apr.models import checkpoint as checkpoints
+from apr.models.checkpoint import load_checkpoint, read_config, save_checkpoint, weight_files
 from tests.conftest import DiskLimit
 from tests.tiny import reference_logits, tiny_config, tiny_model
 
@@ -65,12 +67,65 @@ def test_weights_can_be_stored_and_loaded_in_half_the_bits(tmp_path: Path) -> No
         assert torch.equal(in_memory[name], weight.bfloat16().float())
 
 
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Files for the network to be split into; its largest weight has 3,840 bytes."""
+    monkeypatch.setattr(checkpoints, "FILE_BYTES", 10_000)
+    return 10_000
+
+
+def test_weights_are_split_into_files_that_come_back_as_one(
+    tmp_path: Path, small_files: int
+) -> None:
+    model = tiny_model()
+    save_checkpoint(model, tmp_path / "model")
+    files = weight_files(tmp_path / "model")
+    assert [f.name for f in files] == [
+        f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)
+    ]
+    held = [load_file(f) for f in files]
+    sizes = [sum(w.nbytes for w in part.values()) for part in held]
+    assert max(sizes) <= small_files
+    assert all(a + b > small_files for a, b in pairwise(sizes)), "none is begun without need"
+    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(sizes) == 4 * model.num_parameters
+    assert index["weight_map"] == {
+        n: f.name for f, part in zip(files, held, strict=True) for n in part
+    }
+    loaded = load_checkpoint(tmp_path / "model").state_dict()
+    assert all(torch.equal(loaded[name], w) for name, w in model.state_dict().items())
+
+
+def test_a_weight_larger_than_a_file_has_one_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "FILE_BYTES", 1)
+    model = tiny_model()
+    save_checkpoint(model, tmp_path)
+    assert len(weight_files(tmp_path)) == len(list(checkpoints.to_hf(model)))
+    loaded = load_checkpoint(tmp_path).state_dict()
+    assert all(torch.equal(loaded[name], w) for name, w in model.state_dict().items())
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
+    save_checkpoint(tiny_model(), tmp_path / "model")
+    second = weight_files(tmp_path / "model")[1]
+    second.unlink()
+    refused(tmp_path / "model", f"no {second.name} in")
+    for damaged in ("", "[]", "{}", '{"weight_map": [1]}'):
+        (tmp_path / "model" / "model.safetensors.index.json").write_text(damaged)
+        refused(tmp_path / "model", "model.safetensors.index.json is damaged")
+
+
 @TIED
 @SHAPES
+@pytest.mark.parametrize("file_bytes", [10_000, 15_000_000])
 def test_transformers_computes_the_same_from_our_files(
-    tmp_path: Path, tied: bool, num_kv_heads: int
+    tmp_path: Path, tied: bool, num_kv_heads: int, file_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr(checkpoints, "FILE_BYTES", file_bytes)
     model = tiny_model(tiny_config(tied, num_kv_heads))
     save_checkpoint(model, tmp_path)
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(

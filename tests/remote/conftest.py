@@ -1,4 +1,4 @@
-"""Servers of each kind, in this process."""
+"""Servers of each kind, in this process; and what real ones are compared with."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
+import apr
+from apr import api
+from apr.countdown.problem import Problem, Split
 from apr.testing import ByteCodec
+from apr.trace import Trace
 from tests.remote.fakes import Fake, FakeLlamaCpp, FakeOpenAI, FakeSGLang, FakeVLLM, Sampler
+from tests.remote.real import NUM_PROBLEMS
 
 KINDS: tuple[type[Fake], ...] = (FakeSGLang, FakeVLLM, FakeLlamaCpp, FakeOpenAI)
 Start = Callable[..., Any]
@@ -33,3 +38,22 @@ def start() -> Iterator[Start]:
 def kind(request: pytest.FixtureRequest) -> type[Fake]:
     found: type[Fake] = request.param
     return found
+
+
+@pytest.fixture(scope="session")
+def embedded() -> api.Model:
+    return api.load(apr.DEMO)
+
+
+@pytest.fixture(scope="session")
+def problems(embedded: api.Model) -> list[Problem]:
+    """Mostly small ones, so that a busy machine gets through them; all have threads."""
+    posed = api.pose(embedded.recipe, Split.TEST, 200)
+    small = [p for p in posed if len(p.numbers) == 3]
+    large = [p for p in posed if len(p.numbers) == 4]
+    return small[: NUM_PROBLEMS - 2] + large[:2]
+
+
+@pytest.fixture(scope="session")
+def expected(embedded: api.Model, problems: list[Problem]) -> list[Trace]:
+    return api.evaluate(embedded, problems)

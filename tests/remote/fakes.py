@@ -349,7 +349,7 @@ class FakeLlamaCpp(Fake):
     def other(self, path: str, body: Json | None) -> tuple[int, Any] | None:
         if path != "/props":
             return None
-        settings = {"n_ctx": self.context + 1}
+        settings = {"n_ctx": self.context}
         return 200, {"default_generation_settings": settings, "model_path": "m.gguf"}
 
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from apr.errors import ConfigError, EngineError, EngineTimeout, InputError
-from apr.remote import RemoteConfig, RemoteEngine, connect
+from apr.remote import RemoteConfig, RemoteEngine, Replicas, connect
 from apr.types import Completion, Sampling
 from tests.remote.conftest import Start, codec, says
 from tests.remote.fakes import Fake, FakeVLLM, Fault
@@ -25,6 +32,17 @@ def engine_of(server: Fake, config: RemoteConfig = SOON) -> RemoteEngine:
 
 async def ask(engine: RemoteEngine, **settings: int) -> Completion:
     return await engine.generate(PROMPT, Sampling(6, **settings))
+
+
+@contextmanager
+def nothing_left_open() -> Iterator[None]:
+    """Fails where connections are left to the garbage collector."""
+    gc.collect()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", ResourceWarning)
+        yield
+        gc.collect()
+    assert [str(warning.message) for warning in seen] == []
 
 
 def test_connections_are_reused_and_their_number_is_bounded(start: Start) -> None:
@@ -162,6 +180,73 @@ def test_cancelling_hangs_up(kind: type[Fake], start: Start, stream: bool) -> No
             await asyncio.sleep(0.01)
 
     asyncio.run(cancel())
+
+
+def test_a_request_cancelled_at_any_moment_leaves_no_connection_open(start: Start) -> None:
+    """Not even those to a server that died while they were idle, which it begins by closing."""
+    server = start(FakeVLLM, says("12 + 3"), delay=0.001)
+    engine = engine_of(server)
+
+    async def cancel_after(num_turns: int) -> None:
+        await asyncio.gather(*(ask(engine) for _ in range(10)))
+        await asyncio.to_thread(server.die)
+        task = asyncio.create_task(ask(engine))
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    for num_turns in range(0, 30, 3):
+        with nothing_left_open():
+            asyncio.run(cancel_after(num_turns))
+        server.revive()
+
+
+SERVER = """
+import threading
+from apr.testing import ByteCodec
+from tests.remote.fakes import FakeVLLM
+
+answer = ByteCodec().encode(100 * "12 + 3")
+with FakeVLLM(lambda prompt: answer, delay=0.005) as server:
+    print(server.address, flush=True)
+    threading.Event().wait()
+"""
+
+
+def test_a_killed_server_leaves_no_connection_open() -> None:
+    """Kept connections, halves of answers, and siblings that are cancelled for a failed one."""
+    root = Path(__file__).parents[2]
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER], cwd=root, stdout=subprocess.PIPE, text=True
+    )
+    heard: list[int] = []
+
+    def kill_in_the_middle(id: int) -> None:
+        heard.append(id)
+        if len(heard) == 50:
+            server.kill()
+
+    async def tree(engine: RemoteEngine | Replicas) -> None:
+        async with asyncio.TaskGroup() as threads:
+            for on_token in (kill_in_the_middle, None, kill_in_the_middle, None):
+                threads.create_task(engine.generate(PROMPT, Sampling(500), on_token))
+
+    async def forest(engine: RemoteEngine | Replicas) -> list[object]:
+        await asyncio.gather(*(engine.generate(PROMPT, Sampling(6)) for _ in range(40)))
+        return await asyncio.gather(*(tree(engine) for _ in range(5)), return_exceptions=True)
+
+    with server, nothing_left_open():
+        try:
+            assert server.stdout is not None
+            engine = connect(server.stdout.readline().strip(), codec, RemoteConfig(patience=0.2))
+            failures = asyncio.run(forest(engine))
+        finally:
+            server.kill()
+    for failure in failures:
+        assert isinstance(failure, ExceptionGroup)
+        assert failure.subgroup(EngineError) is not None
 
 
 def test_a_listener_that_raises_fails_its_own_request_only(start: Start) -> None:

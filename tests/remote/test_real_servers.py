@@ -1,6 +1,6 @@
 """Real servers on the CPU beside the embedded engine. ``make test-engines`` runs this.
 
-Takes some 4 GB of disk for the servers' environments, which are made once, and minutes.
+Takes some 6 GB of disk for the servers' environments, which are made once, and minutes.
 """
 
 from __future__ import annotations
@@ -8,12 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,18 +22,16 @@ import torch
 
 import apr
 from apr import api
-from apr.countdown.problem import Problem, Split
+from apr.countdown.problem import Problem
 from apr.errors import ConfigError, EngineError, InputError
-from apr.interfaces import Engine
-from apr.models.attention import causal_reference
 from apr.remote import Launch, RemoteConfig, Server, connect, launched, update_weights
 from apr.trace import Trace
 from apr.types import Completion, FinishReason, Sampling
 from tests.remote.environments import FOLDER, interpreter
+from tests.remote.real import NUM_PROBLEMS, complete, facts, free_port, logprobs_at_1, prompts_of
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(3600)]
 
-NUM_PROBLEMS = 20
 START = 1800.0
 
 
@@ -65,13 +61,6 @@ class Running:
         return connect(self.launch.address, model.codec, RemoteConfig(**settings))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 def launch_of(server: Server, checkpoint: Path) -> Launch:
     pool = ("--max-total-tokens", "16384", "--mem-fraction-static", "0.3")
     return Launch(
@@ -97,60 +86,6 @@ def running(
         yield server
     finally:
         server.stop()
-
-
-@pytest.fixture(scope="module")
-def embedded() -> api.Model:
-    return api.load(apr.DEMO)
-
-
-@pytest.fixture(scope="module")
-def problems(embedded: api.Model) -> list[Problem]:
-    """Mostly small ones, so that a busy machine gets through them; all have threads."""
-    posed = api.pose(embedded.recipe, Split.TEST, 200)
-    small = [p for p in posed if len(p.numbers) == 3]
-    large = [p for p in posed if len(p.numbers) == 4]
-    return small[: NUM_PROBLEMS - 2] + large[:2]
-
-
-@pytest.fixture(scope="module")
-def expected(embedded: api.Model, problems: list[Problem]) -> list[Trace]:
-    return api.evaluate(embedded, problems)
-
-
-def prompts_of(traces: Sequence[Trace], count: int) -> list[tuple[int, ...]]:
-    """Prompts of roots and of children, and of roots that go on."""
-    found = sorted({c.prompt_ids for t in traces for h in t.threads for c in h.calls})
-    return random.Random(0).sample(found, count)
-
-
-def complete(
-    engine: Engine, prompts: Sequence[tuple[int, ...]], sampling: Sampling
-) -> list[Completion]:
-    async def run() -> list[Completion]:
-        return await asyncio.gather(*(engine.generate(p, sampling) for p in prompts))
-
-    return asyncio.run(run())
-
-
-def logprobs_at_1(model: api.Model, prompt: Sequence[int], ids: Sequence[int]) -> list[float]:
-    """By a plain forward pass."""
-    network = model.engine.model  # type: ignore[attr-defined]
-    everything = torch.tensor([*prompt, *ids])
-    with torch.no_grad():
-        hidden = network(everything, torch.arange(len(everything)), causal_reference)
-        logprobs = network.logits(hidden).log_softmax(-1)[len(prompt) - 1 : -1]
-    return logprobs.gather(-1, torch.tensor(ids)[:, None])[:, 0].tolist()
-
-
-def facts(trace: Trace) -> list[Any]:
-    """All of a trace but when it happened and the logprobs."""
-    calls = [
-        [(c.prompt_ids, c.ids, c.finish_reason) for c in t.calls]
-        + [t.parent, t.message, t.end, t.join, t.success, t.notes]
-        for t in trace.threads
-    ]
-    return [trace.problem, trace.answer, trace.grade, trace.error, calls]
 
 
 def test_it_says_what_it_is(running: Running, embedded: api.Model) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 from torch.optim import AdamW, Muon
 
-from apr.train.optim import Kind, OptimConfig, make_optimizers, rate, set_rate
+from apr.train.optim import Kind, OptimConfig, StackedMuon, make_optimizers, rate, set_rate
 from tests.tiny import tiny_config, tiny_model
 
 
@@ -61,3 +63,41 @@ def test_a_rate_is_a_share_of_the_peak_however_often_it_is_set() -> None:
     for share in (0.5, 0.25):
         set_rate(optimizers, share)
     assert [g["lr"] for o in optimizers for g in o.param_groups] == [0.025, 0.025, 0.05]
+
+
+def matrices() -> list[nn.Parameter]:
+    """Wide, tall and square ones, several of a shape, and one that gets no gradient."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 24), (24, 8), (8, 24), (12, 12), (24, 8), (8, 24)]
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def test_matrices_in_a_stack_are_updated_as_one_by_one() -> None:
+    alone, stacked = matrices(), matrices()
+    options = {"lr": 0.1, "weight_decay": 0.2}
+    reference, stack = Muon(alone, **options), StackedMuon(stacked, **options)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(4):
+        if step == 2:  # Each goes on from the state of the other.
+            states = reference.state_dict(), stack.state_dict()
+            reference.load_state_dict(states[1])
+            stack.load_state_dict(states[0])
+        for one, other in zip(alone[:-1], stacked[:-1], strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        before = [p.detach().clone() for p in stacked]
+        reference.step()
+        stack.step()
+        for one, other, old in zip(alone, stacked, before, strict=True):
+            # Updates, not weights: bfloat16 leaves two digits of them.
+            torch.testing.assert_close(other - old, one - old, atol=0.004, rtol=0.02)
+        for one, other in zip(alone, stacked, strict=True):
+            other.data.copy_(one)
+    assert torch.equal(stacked[-1], matrices()[-1])
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_the_stacked_one() -> None:
+    adamw, muon = make_optimizers(tiny_model().cuda(), OptimConfig())
+    assert type(muon) is StackedMuon
+    assert all(group["fused"] for group in adamw.param_groups)

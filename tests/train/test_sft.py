@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ import torch
 
 from apr.data.packing import PackedBatches
 from apr.data.shards import Sequences
-from apr.errors import CheckpointError
+from apr.errors import CheckpointError, OutOfTime
+from apr.models.attention import Kernel
 from apr.models.llama import Llama
+from apr.train import sft
+from apr.train.compute import Compute
 from apr.train.log import read_metrics
 from apr.train.optim import Kind, OptimConfig
 from apr.train.sft import Losses, SFTConfig, evaluate, token_losses, train_sft
+from tests.models import flash_on_cpu
 from tests.tiny import reference_logits, tiny_config, tiny_model
 
 ROW = 16
@@ -155,6 +160,100 @@ def test_held_out_losses_are_told_by_class_of_token() -> None:
     assert losses.by_class["even"] == pytest.approx(every[even].mean().item())
     assert losses.shares["even"] == pytest.approx((every[even].sum() / every.sum()).item())
     assert sum(losses.shares.values()) == pytest.approx(1.0)
+
+
+# --- as on a GPU ----------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+AS_ON_CUDA = Compute(
+    CPU, torch.bfloat16, Kernel.VARLEN, compiled=True, settle_every=3, prefetch=True
+)
+
+
+@pytest.fixture
+def whole_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile as on a GPU, but for making the code of kernels; what cannot be traced fails."""
+    flash_on_cpu.install()
+    trace = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", trace)
+    # The network asks on a CPU only, and the tracer cannot answer.
+    monkeypatch.setattr(torch, "is_inference_mode_enabled", lambda: False)
+    sft._compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("whole_graphs")
+def test_training_as_on_a_gpu_learns_the_same_but_for_rounding(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=40, eval_every=20)
+    _, plain = train(tmp_path / "plain", config)
+    torch._dynamo.utils.counters.clear()
+    _, losses = train(tmp_path / "cuda", config, compute=AS_ON_CUDA)
+    assert losses.mean == pytest.approx(plain.mean, abs=0.02)
+    pairs = list(
+        zip(read_metrics(tmp_path / "plain"), read_metrics(tmp_path / "cuda"), strict=True)
+    )
+    for one, other in pairs:
+        assert other.keys() == one.keys()
+        assert other == pytest.approx(one, rel=0.2, abs=0.05)
+    (first, as_on_cuda), *_ = pairs
+    assert abs(as_on_cuda["loss"] - first["loss"]) > 2e-5, "more than rounding in float32"
+    # With gradients and without; sequences are more or fewer than a power of two. A program for
+    # each batch would cost a minute in the middle of a run, again and again.
+    assert 2 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+
+
+@pytest.mark.usefixtures("whole_graphs")
+def test_a_compiled_network_takes_a_block_mask() -> None:
+    """Without gradients, which FlexAttention has on a GPU alone."""
+    held_out = batches(counting(20, seed=2))
+    plain = evaluate(tiny_model(), held_out, 3, WATCHED)
+    torch._dynamo.utils.counters.clear()
+    flex = Compute(CPU, kernel=Kernel.FLEX, compiled=True)
+    assert evaluate(tiny_model(), held_out, 3, WATCHED, flex).mean == pytest.approx(plain.mean)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_metrics_fetched_late_and_batches_made_early_change_nothing(tmp_path: Path) -> None:
+    train(tmp_path / "plain")
+    late = Compute(CPU, settle_every=5, prefetch=True)
+    train(tmp_path / "late", compute=late)
+    curves = [(tmp_path / run / "metrics.jsonl").read_bytes() for run in ("plain", "late")]
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", list(Kernel))
+def test_training_on_a_gpu_learns(tmp_path: Path, kernel: Kernel) -> None:
+    device = torch.device("cuda")
+    model = Llama(replace(tiny_config(), head_dim=16))
+    model.init_weights(0)
+    data, held_out = batches(counting(60, seed=1)), batches(counting(20, seed=2))
+    compiled = kernel is not Kernel.PADDED
+    compute = Compute(device, torch.bfloat16, kernel, compiled, settle_every=10, prefetch=True)
+    config = replace(CONFIG, steps=60, eval_every=30)
+    losses = train_sft(
+        model.to(device), data, held_out, config, tmp_path, WATCHED, False, compute=compute
+    )
+    assert losses.mean < 0.8
+    assert [m["step"] for m in read_metrics(tmp_path)] == list(range(1, 61))
+
+
+# --- time limits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compute", [None, Compute(CPU, settle_every=5, prefetch=True)])
+def test_a_run_in_pieces_is_the_run_in_one(tmp_path: Path, compute: Compute | None) -> None:
+    model, losses = train(tmp_path / "straight")
+    # A deadline that is over lets one step be made.
+    for step in range(1, CONFIG.steps):
+        with pytest.raises(OutOfTime, match=f"^out of time after step {step} of 8: "):
+            train(tmp_path / "pieces", compute=compute, deadline=0.0)
+        assert len(read_metrics(tmp_path / "pieces")) == step
+    same_model, same_losses = train(tmp_path / "pieces", compute=compute, deadline=0.0)
+    curves = [(tmp_path / run / "metrics.jsonl").read_bytes() for run in ("straight", "pieces")]
+    assert curves[0] == curves[1]
+    assert same_losses == losses
+    assert all(map(torch.equal, same_model.parameters(), model.parameters()))
 
 
 # --- exact resume ---------------------------------------------------------------------------------

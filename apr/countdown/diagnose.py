@@ -1,0 +1,184 @@
+"""Why problems were not solved: wrong arithmetic apart from wrong search, which limit differently.
+
+Reads finished traces. Every step that a thread wrote is worked out again, every verdict compared
+with the result it stands behind, and each failure is put down to the first thread that had what it
+took to go on rightly and did not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from apr.countdown.judge import Verdict, asked_of, judge, poses_truly, winnable
+from apr.countdown.narrate import Text
+from apr.countdown.problem import Problem
+from apr.countdown.solver import start_of
+from apr.trace import End, Thread, Trace
+from apr.types import Ids
+
+_NUMBER = r"([0-9]{1,15})"
+_STEP = re.compile(rf"{_NUMBER}\s*([-+*/])\s*{_NUMBER}\s*=\s*{_NUMBER}")
+_COMPACT_VERDICT = re.compile(rf"= {_NUMBER} ([x!])")
+_VERDICTS = {
+    Text.COMPACT: _COMPACT_VERDICT,
+    Text.WHOLE: _COMPACT_VERDICT,
+    Text.PAPER: re.compile(rf"{_NUMBER},{_NUMBER} (equal|unequal)"),
+}
+_HITS = ("!", "equal")
+RANGE = 25
+"""Width of the ranges of largest numbers."""
+
+
+class Cause(StrEnum):
+    """Why a problem was not solved; the first that holds."""
+
+    BEYOND = "beyond"
+    UNREAD = "unread"
+    UNHEARD = "unheard"
+    MISSED = "missed"
+    UNASKED = "unasked"
+    FALSE = "false"
+    EMPTY = "empty"
+
+    @property
+    def meaning(self) -> str:
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    Cause.BEYOND: "every solution has a result larger than the search ever looks at",
+    Cause.UNREAD: "the root never joined: unreadable, or out of context or time",
+    Cause.UNHEARD: "a child found a path, and the root did not pass it on",
+    Cause.MISSED: "a child was asked for a part that has a solution, and did not find it",
+    Cause.UNASKED: "no child was asked for a part that has a solution",
+    Cause.FALSE: "a single thread claimed a path that is wrong",
+    Cause.EMPTY: "a single thread found nothing",
+}
+
+
+@dataclass
+class Tally:
+    """How often something was done, and how often wrongly."""
+
+    num: int = 0
+    num_wrong: int = 0
+
+    def add(self, wrong: bool) -> None:
+        self.num += 1
+        self.num_wrong += wrong
+
+    @property
+    def rate(self) -> float:
+        """Share that was wrong; 0 where nothing was done."""
+        return self.num_wrong / self.num if self.num else 0.0
+
+
+@dataclass
+class Diagnosis:
+    """What went right and wrong in some traces."""
+
+    problems: Tally = field(default_factory=Tally)
+    steps: dict[str, Tally] = field(default_factory=lambda: {op: Tally() for op in "+-*/"})
+    """By operation: steps written, and those whose result is wrong."""
+    verdicts: Tally = field(default_factory=Tally)
+    """Results marked as hit or miss, and those marked wrongly."""
+    asked: Tally = field(default_factory=Tally)
+    """Children, and those that were asked for what is no part of the problem."""
+    causes: Counter[Cause] = field(default_factory=Counter)
+
+    def shares(self) -> dict[str, str]:
+        """What a table shows; nothing where nothing was done."""
+        wrong = {f"wrong {op}": tally for op, tally in self.steps.items()}
+        wrong |= {"wrong verdicts": self.verdicts, "wrongly asked": self.asked}
+        return {
+            "n": str(self.problems.num),
+            "solved": f"{1 - self.problems.rate:.1%}",
+            **{name: f"{t.rate:.2%}" if t.num else "" for name, t in wrong.items()},
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "causes": dict(self.causes)}
+
+
+def by_kind(traces: Iterable[Trace]) -> dict[str, list[Trace]]:
+    """All of them, and apart by how many numbers a problem has and how large the largest is."""
+    kinds: dict[str, list[Trace]] = {"all": []}
+    for trace in sorted(traces, key=_size):
+        num, largest = _size(trace)
+        low = (largest - 1) // RANGE * RANGE + 1
+        for kind in (f"{num} numbers", f"{num} numbers, largest {low} to {low + RANGE - 1}"):
+            kinds.setdefault(kind, []).append(trace)
+        kinds["all"].append(trace)
+    return kinds
+
+
+def _size(trace: Trace) -> tuple[int, int]:
+    numbers = trace.problem["numbers"]
+    return len(numbers), max(numbers)
+
+
+def diagnose(
+    traces: Iterable[Trace], text: Text, decode: Callable[[Ids], str], max_value: int = 0
+) -> Diagnosis:
+    """What became of ``traces``, which are of Countdown; those without a grade are left out.
+
+    Args:
+        text: in which their model writes.
+        decode: reads its tokens.
+        max_value: results above it the search does not look at; 0 is no limit.
+    """
+    found = Diagnosis()
+    for trace in traces:
+        if trace.grade is None:
+            continue
+        problem = Problem(tuple(trace.problem["numbers"]), trace.problem["target"])
+        found.problems.add(not trace.grade.correct)
+        for thread in trace.threads:
+            _read(found, problem, thread, text, decode)
+        if not trace.grade.correct:
+            found.causes[_cause(problem, trace, text, max_value)] += 1
+    return found
+
+
+def _read(
+    found: Diagnosis, problem: Problem, thread: Thread, text: Text, decode: Callable[[Ids], str]
+) -> None:
+    if thread.parent is not None:
+        found.asked.add(not poses_truly(problem, thread, text))
+    # A child of the compact text begins with the result of the step that it was given last.
+    written = thread.message.rpartition(",")[2] if thread.parent is not None else ""
+    for call in thread.calls:
+        # What stands behind a join has been said before.
+        written += decode(call.ids).partition("<join>")[0] + "\n"
+    for a, op, b, value in _STEP.findall(written):
+        found.steps[op].add(not _holds(int(a), op, int(b), int(value)))
+    for value, *_, mark in _VERDICTS[text].findall(written):
+        found.verdicts.add((int(value) == problem.target) != (mark in _HITS))
+
+
+def _holds(a: int, op: str, b: int, value: int) -> bool:
+    if op == "/":
+        return b != 0 and a == b * value
+    return value == {"+": a + b, "-": a - b, "*": a * b}[op]
+
+
+def _cause(problem: Problem, trace: Trace, text: Text, max_value: int) -> Cause:
+    if not winnable(start_of(problem).numbers, problem.target, max_value):
+        return Cause.BEYOND
+    children = trace.threads[1:]
+    asked = [c for c in children if poses_truly(problem, c, text)]
+    if any(judge(problem, c, text, max_value) is Verdict.FOUND for c in asked):
+        return Cause.UNHEARD if trace.root.end is End.JOINED else Cause.UNREAD
+    parts = [part for c in asked if (part := asked_of(problem, c, text))]
+    if any(winnable(part.numbers, part.target, max_value) for part in parts):
+        return Cause.MISSED
+    if children:
+        return Cause.UNASKED
+    if trace.root.end is not End.JOINED:
+        return Cause.UNREAD
+    return Cause.EMPTY if trace.answer is None else Cause.FALSE

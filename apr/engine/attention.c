@@ -1,0 +1,328 @@
+/* Attention over pages: keys and values are written to their pages and read straight from them.
+
+   Compiled by apr.models.native for one type of numbers, one width of a head and one page size:
+     REAL      float or double
+     HEAD_DIM  numbers of one head
+     PAGE      tokens of one page
+     COMMON    a power of two that divides HEAD_DIM and PAGE: no vector has more numbers
+     STORED    what a key or value is stored as: 0 REAL, 1 bfloat16, 2 int8
+
+   A tile is some rows (queries) whose sequences begin with the same pages. Each such page is read
+   once for all of them; then each row goes on through pages of its own. So siblings share the
+   reading of their prefix, and so do the tokens of a prompt. A row meets its pages in order, one at
+   a time, with a running softmax (Milakov and Gimelshein, 1805.02867): what comes out of it does
+   not depend on the tile. */
+
+#include "exp2.h"
+#include <omp.h>
+
+#if defined __AVX512F__
+#define WIDEST 64 /* bytes; gcc makes poor code of vectors that the processor has not got */
+#elif defined __AVX__
+#define WIDEST 32
+#else
+#define WIDEST 16
+#endif
+enum { FIT = WIDEST / sizeof(REAL), LANES = COMMON < FIT ? COMMON : FIT };
+
+#define ROWS 16 /* most tokens of a tile */
+#define TOGETHER 4 /* rows that share what is in registers */
+#define INLINE static inline __attribute__((always_inline))
+#define VECTOR(type) __attribute__((vector_size(LANES * sizeof(type)), aligned(sizeof(type)), may_alias))
+
+typedef REAL vec VECTOR(REAL);
+typedef float vec_float VECTOR(float);
+typedef uint32_t vec_bits VECTOR(uint32_t);
+typedef int32_t vec_int VECTOR(int32_t);
+typedef int16_t vec_short VECTOR(int16_t);
+
+#if STORED == 0
+typedef REAL stored;
+#elif STORED == 1
+typedef uint16_t stored;
+#else
+typedef int8_t stored;
+#endif
+typedef stored vec_stored VECTOR(stored);
+
+/* Keys and values of one page and one head. Keys are transposed: the scores of a page are one
+   vector each time, with no sum across its lanes. */
+typedef struct {
+    stored k[HEAD_DIM][PAGE];
+    stored v[PAGE][HEAD_DIM];
+#if STORED == 2
+    REAL k_scale[PAGE], v_scale[PAGE];
+#endif
+} block;
+
+/* One step of the engine. Chunks are runs of tokens of one sequence each. */
+typedef struct {
+    int32_t num_tokens, num_chunks, num_heads, num_kv_heads;
+    const int32_t *chunks; /* for each: its first token, the position of that, where its pages begin */
+    const int32_t *pages;  /* of all sequences, one after another */
+    int32_t *tokens;       /* for each: position, where its pages begin */
+    int32_t *tiles;        /* for each: first token, pages shared; the last ends with num_tokens */
+    int32_t num_tiles;
+} step;
+
+typedef struct {
+    REAL q[HEAD_DIM];
+    vec out[HEAD_DIM / LANES];
+    vec sum;
+    REAL max;
+} row;
+
+int64_t block_bytes(void) { return sizeof(block); }
+
+INLINE vec load(const stored *from)
+{
+#if STORED == 0
+    return *(const vec *)from;
+#elif STORED == 1
+    vec_bits bits = __builtin_convertvector(*(const vec_stored *)from, vec_bits) << 16;
+    return __builtin_convertvector((vec_float)bits, vec);
+#else
+    /* Twice as wide each time: gcc 12 has one instruction for each of these, and none for more. */
+    vec_short twice = __builtin_convertvector(*(const vec_stored *)from, vec_short);
+    return __builtin_convertvector(__builtin_convertvector(twice, vec_int), vec);
+#endif
+}
+
+/* The other end of load. */
+INLINE stored store(REAL x)
+{
+#if STORED == 0
+    return x;
+#elif STORED == 1
+    float f = x;
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+#else
+    return (stored)lrint(x);
+#endif
+}
+
+#if STORED == 2
+static REAL int8_scale(const REAL *x)
+{
+    REAL most = 1e-20;
+    for (int i = 0; i < HEAD_DIM; i++)
+        most = fabs(x[i]) > most ? fabs(x[i]) : most;
+    return most / 127;
+}
+#endif
+
+static void put(block *b, int place, const REAL *k, const REAL *v)
+{
+    REAL per_k = 1, per_v = 1;
+#if STORED == 2
+    b->k_scale[place] = int8_scale(k), b->v_scale[place] = int8_scale(v);
+    per_k = 1 / b->k_scale[place], per_v = 1 / b->v_scale[place];
+#endif
+    for (int i = 0; i < HEAD_DIM; i++)
+        b->k[i][place] = store(k[i] * per_k);
+    for (int i = 0; i < HEAD_DIM; i++)
+        b->v[place][i] = store(v[i] * per_v);
+}
+
+INLINE vec larger(vec a, vec b)
+{
+    __typeof__(a > b) mask = a > b;
+    return (vec)(((__typeof__(mask))a & mask) | ((__typeof__(mask))b & ~mask));
+}
+
+INLINE vec power_of_two_vec(vec x)
+{
+    REAL lanes[LANES];
+    memcpy(lanes, &x, sizeof x);
+    for (int i = 0; i < LANES; i++)
+        lanes[i] = power_of_two(lanes[i]);
+    memcpy(&x, lanes, sizeof x);
+    return x;
+}
+
+INLINE REAL largest(vec x)
+{
+    REAL lanes[LANES];
+    memcpy(lanes, &x, sizeof x);
+#pragma GCC unroll 8
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    return lanes[0];
+}
+
+/* n rows meet the first count tokens of a page; n is known when this is compiled. The next page is
+   asked for meanwhile: pages lie anywhere, so no processor guesses which it is. */
+INLINE void meet_some(row *rows, int n, const block *b, const block *next, int count)
+{
+    enum { VECTORS = PAGE / LANES };
+    vec p[TOGETHER][VECTORS] = {0};
+    for (int i = 0; i < HEAD_DIM; i++)
+        for (int j = 0; j < VECTORS; j++) {
+            vec k = load(&b->k[i][j * LANES]);
+            __builtin_prefetch(&next->k[i][j * LANES]);
+            for (int r = 0; r < n; r++)
+                p[r][j] += rows[r].q[i] * k;
+        }
+    for (int r = 0; r < n; r++) {
+        REAL *scores = (REAL *)p[r];
+#if STORED == 2
+        for (int j = 0; j < VECTORS; j++)
+            p[r][j] *= *(const vec *)&b->k_scale[j * LANES];
+#endif
+        for (int t = count; t < PAGE; t++)
+            scores[t] = -1e30;
+        vec most = p[r][0];
+        for (int j = 1; j < VECTORS; j++)
+            most = larger(most, p[r][j]);
+        REAL max = largest(most);
+        if (max > rows[r].max) {
+            REAL shrink = power_of_two(rows[r].max - max);
+            rows[r].max = max;
+            rows[r].sum *= shrink;
+            for (int c = 0; c < HEAD_DIM / LANES; c++)
+                rows[r].out[c] *= shrink;
+        }
+        for (int j = 0; j < VECTORS; j++)
+            p[r][j] = power_of_two_vec(p[r][j] - rows[r].max);
+        for (int t = count; t < PAGE; t++)
+            scores[t] = 0;
+        for (int j = 0; j < VECTORS; j++)
+            rows[r].sum += p[r][j];
+#if STORED == 2
+        for (int j = 0; j < VECTORS; j++)
+            p[r][j] *= *(const vec *)&b->v_scale[j * LANES];
+#endif
+    }
+    for (int c = 0; c < HEAD_DIM / LANES; c++) {
+        vec out[TOGETHER];
+        for (int r = 0; r < n; r++)
+            out[r] = rows[r].out[c];
+        for (int t = 0; t < count; t++) {
+            vec v = load(&b->v[t][c * LANES]);
+            __builtin_prefetch(&next->v[t][c * LANES]);
+            for (int r = 0; r < n; r++)
+                out[r] += ((REAL *)p[r])[t] * v;
+        }
+        for (int r = 0; r < n; r++)
+            rows[r].out[c] = out[r];
+    }
+}
+
+static void meet(row *rows, int n, const block *b, const block *next, int count)
+{
+    int r = 0;
+    for (; r + TOGETHER <= n; r += TOGETHER)
+        meet_some(rows + r, TOGETHER, b, next, count);
+    for (; r < n; r++)
+        meet_some(rows + r, 1, b, next, count);
+}
+
+/* Pages that tokens a and b both see the whole of. */
+static int common(const step *s, int a, int b)
+{
+    const int32_t *x = s->tokens + 2 * a, *y = s->tokens + 2 * b;
+    int n = ((x[0] < y[0] ? x[0] : y[0]) + 1) / PAGE, i = 0;
+    if (x[1] == y[1])
+        return n;
+    while (i < n && s->pages[x[1] + i] == s->pages[y[1] + i])
+        i++;
+    return i;
+}
+
+/* Lists tokens and tiles of a step. A token joins the tile before it if that shares no less for it;
+   one alone does not join those who share more with the next. */
+void plan(step *s)
+{
+    for (int c = 0; c < s->num_chunks; c++) {
+        const int32_t *chunk = s->chunks + 3 * c;
+        int end = c + 1 < s->num_chunks ? chunk[3] : s->num_tokens;
+        for (int n = chunk[0]; n < end; n++) {
+            s->tokens[2 * n] = chunk[1] + n - chunk[0];
+            s->tokens[2 * n + 1] = chunk[2];
+        }
+    }
+    int first = 0, shared = 0, next = s->num_tokens > 1 ? common(s, 0, 1) : 0;
+    s->num_tiles = 0;
+    for (int n = 1; n <= s->num_tokens; n++) {
+        int here = next;
+        next = n + 1 < s->num_tokens ? common(s, n, n + 1) : 0;
+        if (n < s->num_tokens && n - first < ROWS && here > 0
+            && (n - first == 1 ? here >= next : here >= shared)) {
+            shared = n - first == 1 ? here : shared;
+            continue;
+        }
+        s->tiles[2 * s->num_tiles] = first;
+        s->tiles[2 * s->num_tiles++ + 1] = shared;
+        first = n, shared = 0;
+    }
+    s->tiles[2 * s->num_tiles] = s->num_tokens;
+}
+
+/* Some key-value heads of a tile, page by page: heads of a page lie side by side. */
+static void attend_tile(const step *s, const block *layer, int tile, int kv_head, int num_heads,
+                        const REAL *q, int64_t q_stride, REAL *out)
+{
+    int repeat = s->num_heads / s->num_kv_heads;
+    int first = s->tiles[2 * tile], shared = s->tiles[2 * tile + 1];
+    int num_tokens = s->tiles[2 * tile + 2] - first, per_head = num_tokens * repeat;
+    row rows[num_heads * per_head]; /* by head, token, query of the head */
+    for (int r = 0; r < num_heads * per_head; r++) {
+        int head = (kv_head + r / per_head) * repeat + r % repeat;
+        const REAL *from = q + (first + r % per_head / repeat) * q_stride + head * HEAD_DIM;
+        memset(&rows[r], 0, sizeof(row));
+        rows[r].max = -1e30;
+        for (int i = 0; i < HEAD_DIM; i++) /* log2(e): powers of two stand in for those of e */
+            rows[r].q[i] = from[i] * (REAL)(1.4426950408889634 / sqrt(HEAD_DIM));
+    }
+    for (int n = -1; n < num_tokens; n++) { /* -1: all rows together, through what they share */
+        const int32_t *token = s->tokens + 2 * (first + (n < 0 ? 0 : n));
+        const int32_t *pages = s->pages + token[1];
+        int begin = n < 0 ? 0 : shared, end = n < 0 ? shared : token[0] / PAGE + 1;
+        for (int i = begin; i < end; i++) {
+            const block *b = layer + (int64_t)pages[i] * s->num_kv_heads + kv_head;
+            const block *next = b + (int64_t)(pages[i + 1 < end ? i + 1 : i] - pages[i]) * s->num_kv_heads;
+            int count = token[0] + 1 - i * PAGE;
+            for (int h = 0; h < num_heads; h++)
+                meet(rows + h * per_head + (n < 0 ? 0 : n * repeat), n < 0 ? per_head : repeat, b + h,
+                     next + h, count < PAGE ? count : PAGE);
+        }
+    }
+    for (int r = 0; r < num_heads * per_head; r++) {
+        int head = (kv_head + r / per_head) * repeat + r % repeat;
+        int64_t token = first + r % per_head / repeat;
+        REAL sum = 0, *to = out + (token * s->num_heads + head) * HEAD_DIM;
+        for (int i = 0; i < LANES; i++)
+            sum += rows[r].sum[i];
+        for (int i = 0; i < HEAD_DIM; i++)
+            to[i] = ((REAL *)rows[r].out)[i] / sum;
+    }
+}
+
+/* q (N, H, d), k and v (N, KV, d), each with its numbers from one token to the next -> out (N, H, d).
+   layer: blocks (page, KV). */
+void attend(const step *s, block *layer, const REAL *q, int64_t q_stride, const REAL *k,
+            int64_t k_stride, const REAL *v, int64_t v_stride, REAL *out)
+{
+    int kv_heads = s->num_kv_heads;
+    /* Pages are read from end to end, unless that leaves threads without work. */
+    int together = s->num_tiles >= 4 * omp_get_max_threads() ? kv_heads : 1;
+    int num_items = s->num_tiles * (kv_heads / together);
+#pragma omp parallel
+    {
+#pragma omp for
+        for (int n = 0; n < s->num_tokens; n++) {
+            const int32_t *token = s->tokens + 2 * n;
+            block *b = layer + (int64_t)s->pages[token[1] + token[0] / PAGE] * kv_heads;
+            for (int h = 0; h < kv_heads; h++)
+                put(b + h, token[0] % PAGE, k + n * k_stride + h * HEAD_DIM,
+                    v + n * v_stride + h * HEAD_DIM);
+        }
+#pragma omp for schedule(dynamic)
+        for (int i = 0; i < num_items; i++)
+            attend_tile(s, layer, i * together / kv_heads, i * together % kv_heads, together, q,
+                        q_stride, out);
+    }
+}

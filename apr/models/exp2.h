@@ -1,0 +1,25 @@
+/* Powers of two that a compiler can turn into vector instructions, as it cannot a call of libm. */
+
+#include <stdint.h>
+#include <string.h>
+#include <tgmath.h>
+
+/* 2^x to 2e-7 of itself, for |x| up to 126 and as at that bound beyond it; exact in doubles. */
+static inline __attribute__((always_inline)) REAL power_of_two(REAL x)
+{
+    if (sizeof(REAL) == 8)
+        return exp2(x);
+    float y = x < -126 ? -126 : x > 126 ? 126 : x;
+    float whole = rintf(y), f = y - whole, p; /* Taylor series of 2^f, |f| <= 1/2 */
+    p = f * 1.5403530e-4f + 1.3333558e-3f;
+    p = p * f + 9.6181291e-3f;
+    p = p * f + 5.5504109e-2f;
+    p = p * f + 2.4022651e-1f;
+    p = p * f + 6.9314718e-1f;
+    p = p * f + 1.0f;
+    int32_t bits;
+    memcpy(&bits, &p, 4);
+    bits += (int32_t)whole * (1 << 23);
+    memcpy(&p, &bits, 4);
+    return p;
+}

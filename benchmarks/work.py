@@ -1,0 +1,136 @@
+"""What engines are asked to do: the reference work, and shapes of trees of threads."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from apr import api
+from apr.countdown.problem import Split
+from apr.errors import EngineError
+from apr.interfaces import Engine
+from apr.models.llama import Llama, LlamaConfig
+from apr.types import Ids, Sampling
+from benchmarks.sizes import Sizes
+
+Generate = Callable[[int], list[list[int]]]
+"""Does the work of a round and returns the ids of each request.
+
+Each round has work of its own, so that none finds what the last has left in a cache.
+"""
+
+
+def reference_network(sizes: Sizes) -> Llama:
+    """The Llama of the reference work, of random weights."""
+    config = LlamaConfig(
+        vocab_size=sizes.vocabulary,
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        num_key_value_heads=sizes.num_kv_heads,
+        head_dim=sizes.hidden_size // sizes.num_heads,
+        max_position_embeddings=sizes.context,
+    )
+    model = Llama(config)
+    model.init_weights(seed=0)
+    return model.eval()
+
+
+def random_ids(count: int, length: int, vocabulary: int, seed: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocabulary, (count, length), generator=generator).tolist()
+
+
+def reference(engine: Engine, sizes: Sizes) -> Generate:
+    """All requests at once, greedily and without stops."""
+
+    async def run(n: int) -> list[list[int]]:
+        prompts = random_ids(sizes.requests, sizes.prompt, sizes.vocabulary, n)
+        asked = (engine.generate(p, Sampling(sizes.new)) for p in prompts)
+        return [list(c.ids) for c in await asyncio.gather(*asked)]
+
+    return lambda n: asyncio.run(run(n))
+
+
+def token_seconds(engine: Engine, prompt_ids: Ids, num_new: int) -> float:
+    """Seconds that one request alone takes for each token that it samples, the first left aside."""
+
+    async def run() -> float:
+        times: list[float] = []
+        await engine.generate(
+            prompt_ids, Sampling(num_new), lambda id: times.append(time.perf_counter())
+        )
+        return (times[-1] - times[0]) / (num_new - 1)
+
+    return asyncio.run(run())
+
+
+class Alone(NamedTuple):
+    """Traces run one at a time, beside the least that their critical path must take."""
+
+    wall: float  # seconds
+    sequential_tokens: int
+    token: float  # seconds of one token of one request alone
+
+    @property
+    def ratio(self) -> float:
+        return self.wall / (self.sequential_tokens * self.token)
+
+
+def alone(model: api.Model, sizes: Sizes, n: int) -> Alone:
+    """Solve problems of round ``n`` one after the other; those count whose traces have children."""
+    wall, sequential, tokens = 0.0, 0, []
+    pool = 100 * sizes.alone
+    for posed in api.pose(model.recipe, Split.TEST, (n + 1) * pool)[n * pool :]:
+        trace = api.solve(model, posed)
+        if len(trace.threads) < 2:
+            continue
+        wall += trace.wall_clock
+        sequential += trace.sequential_tokens
+        prompt = trace.root.calls[0].prompt_ids
+        num_new = min(200, model.engine.context - len(prompt))
+        tokens.append(token_seconds(model.engine, prompt, num_new))
+        if len(tokens) == sizes.alone:
+            break
+    return Alone(wall, sequential, statistics.median(tokens))
+
+
+def flight(model: api.Model, sizes: Sizes) -> Generate:
+    """Problems solved at the same time; the ids of a request are all those of a trace."""
+    count = sizes.flight
+
+    def run(n: int) -> list[list[int]]:
+        problems = api.pose(model.recipe, Split.TEST, (n + 1) * count)[n * count :]
+        traces = api.evaluate(model, problems, concurrency=count)
+        failed = [trace.error for trace in traces if trace.error is not None]
+        if failed:
+            raise EngineError(failed[0])
+        return [[id for t in trace.threads for c in t.calls for id in c.ids] for trace in traces]
+
+    return run
+
+
+def forks(engine: Engine, vocabulary: int, sizes: Sizes) -> Generate:
+    """Parents that sample a message, then children that go on from all their parent saw.
+
+    The ids of a request are those of a parent and its children.
+    """
+    own = random_ids(sizes.children, sizes.message, vocabulary, seed=-1)
+
+    async def family(prefix: list[int]) -> list[int]:
+        spawn = await engine.generate(prefix, Sampling(sizes.message))
+        shared = [*prefix, *spawn.ids]
+        asked = (engine.generate(shared + ids, Sampling(sizes.written)) for ids in own)
+        return [id for c in [spawn, *await asyncio.gather(*asked)] for id in c.ids]
+
+    async def run(n: int) -> list[list[int]]:
+        prefixes = random_ids(sizes.parents, sizes.prefix - sizes.message, vocabulary, n)
+        return await asyncio.gather(*map(family, prefixes))
+
+    return lambda n: asyncio.run(run(n))

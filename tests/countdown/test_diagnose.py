@@ -1,0 +1,184 @@
+"""Diagnoses of traces that a scripted model writes: the demonstration, with one thing changed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from apr.countdown.demonstrate import NARRATORS
+from apr.countdown.diagnose import Cause, Diagnosis, Tally, by_kind, diagnose
+from apr.countdown.narrate import Telling, Text
+from apr.countdown.problem import Problem
+from apr.countdown.solver import SearchConfig, search
+from apr.countdown.task import Countdown, dialect_of, special_words
+from apr.runtime import Runtime
+from apr.testing import ByteCodec, ScriptedEngine
+from apr.trace import Trace
+from apr.types import Sampling
+
+POSED = Problem((3, 9, 5), 72)
+THREADS, SERIAL = SearchConfig(spawn_depth=1, max_value=80), SearchConfig(max_value=80)
+HIT_PROMPT = "72 : 9 , 5 + 3</thread>"
+HIT_TEXT = " 9 * 8 = 72 !<join> 5 + 3 = 8 , 9 * 8 = 72</join>"
+
+Change = Callable[[str, str], str]
+
+
+def kept(before: str, told: str) -> str:
+    return told
+
+
+def run(
+    change: Change = kept,
+    config: SearchConfig = THREADS,
+    text: Text = Text.COMPACT,
+    posed: Problem = POSED,
+) -> Trace:
+    """The trace of a model that says what the demonstration says, as ``change`` alters it.
+
+    Args:
+        change: from what stands before and what is told, what is sampled instead.
+    """
+    found = search(posed, config, random.Random(0))
+    script: dict[str, str] = {}
+    for sequence in NARRATORS[text](posed, found, Telling.THREADS).sequences:
+        before = ""
+        for segment in sequence:
+            piece = "".join(segment.pieces)
+            if segment.demonstrated:
+                script[before] = change(before, piece)
+            before += piece
+
+    def reply(prompt: str) -> str:
+        # What a changed model is told then is in no demonstration: it returns nothing.
+        return script.get(prompt, "<join></join>")
+
+    codec = ByteCodec(special_words(text))
+    engine = ScriptedEngine(reply, codec, 100_000)
+    runtime = Runtime(engine, codec, dialect_of(text, Telling.THREADS), Sampling(100_000))
+    task = Countdown(text)
+    trace = asyncio.run(runtime.run(task.prompt(posed)))
+    answer = task.answer(trace.root.join)
+    return replace(
+        trace, problem=task.to_json(posed), answer=answer, grade=task.grade(posed, answer)
+    )
+
+
+def diagnosed(*traces: Trace, text: Text = Text.COMPACT, max_value: int = 80) -> Diagnosis:
+    return diagnose(traces, text, ByteCodec(special_words(text)).decode, max_value)
+
+
+@pytest.mark.parametrize("config", [THREADS, SERIAL])
+@pytest.mark.parametrize("text", Text)
+def test_a_demonstration_has_no_fault(text: Text, config: SearchConfig) -> None:
+    found = diagnosed(run(config=config, text=text), text=text)
+    assert found.problems == Tally(1, 0)
+    assert not found.causes
+    steps = [found.steps[op] for op in "+-*/"]
+    assert min(t.num for t in steps[:3]) > 0
+    assert found.verdicts.num > 5
+    assert not any(t.num_wrong for t in (*steps, found.verdicts, found.asked))
+
+
+def test_each_step_is_counted_once() -> None:
+    """9 5 3 has children 9+5, 9-5, 9*5, 9+3, 9-3, 9*3, 9/3, 5+3, 5-3, 5*3, and theirs."""
+    found = diagnosed(run(config=SearchConfig(spawn_depth=1)), max_value=0)
+    assert found.asked == Tally(10, 0)
+    assert sum(t.num for t in found.steps.values()) == 10 + found.verdicts.num
+
+
+def in_hit(old: str, new: str) -> Change:
+    """A change to the child that finds the solution."""
+
+    def change(before: str, told: str) -> str:
+        if not before.endswith(HIT_PROMPT):
+            return told
+        assert old in told
+        return told.replace(old, new)
+
+    return change
+
+
+def test_a_wrong_result_is_counted_by_its_operation() -> None:
+    found = diagnosed(run(in_hit(" = 8 : 9 8", " = 7 : 9 7")))
+    assert {op: t.num_wrong for op, t in found.steps.items()} == {"+": 1, "-": 0, "*": 0, "/": 0}
+    assert found.problems == Tally(1, 0), "the path it returns is right all the same"
+
+
+def test_a_wrong_verdict() -> None:
+    found = diagnosed(run(in_hit(HIT_TEXT, " 9 * 8 = 72 x<join></join>")))
+    assert found.verdicts.num_wrong == 1
+    assert not any(t.num_wrong for t in found.steps.values())
+    assert found.causes == {Cause.MISSED: 1}
+
+
+def test_a_solution_that_the_root_does_not_pass_on() -> None:
+    def silent(before: str, told: str) -> str:
+        return "<join></join>" if before.endswith("</joined>") else told
+
+    assert diagnosed(run(silent)).causes == {Cause.UNHEARD: 1}
+
+
+def test_a_root_that_ends_without_a_join() -> None:
+    def lost(before: str, told: str) -> str:
+        return "<spawn> 5" if before.endswith("</joined>") else told
+
+    assert diagnosed(run(lost)).causes == {Cause.UNREAD: 1}
+
+
+def test_a_child_that_was_not_asked_for() -> None:
+    def other(before: str, told: str) -> str:
+        return told.replace("<thread> 72 : 9 , 5 + 3</thread>", "<thread> 72 : 3 , 5 + 3</thread>")
+
+    found = diagnosed(run(other))
+    assert found.asked.num_wrong == 1
+    assert found.causes == {Cause.UNASKED: 1}
+
+
+def test_what_lies_beyond_the_search() -> None:
+    assert diagnosed(run(config=replace(THREADS, max_value=71)), max_value=71).causes == {
+        Cause.BEYOND: 1
+    }
+
+
+def test_a_single_thread_claims_falsely_or_nothing_or_never_ends() -> None:
+    def says(end: str) -> Change:
+        return lambda before, told: told.partition("<join>")[0] + end
+
+    for end, cause in (
+        ("<join></join>", Cause.EMPTY),
+        ("<join> 9 * 5 = 72</join>", Cause.FALSE),
+        ("<spawn> 5", Cause.UNREAD),
+    ):
+        assert diagnosed(run(says(end), SERIAL)).causes == {cause: 1}
+
+
+def test_without_a_grade_nothing_is_counted() -> None:
+    assert diagnosed(replace(run(), grade=None)) == Diagnosis()
+
+
+def test_kinds_of_problems_in_order() -> None:
+    traces = [run(posed=posed) for posed in (Problem((30, 2), 60), POSED, Problem((25, 2, 1), 24))]
+    kinds = by_kind(traces)
+    assert {name: len(some) for name, some in kinds.items()} == {
+        "all": 3,
+        "2 numbers": 1,
+        "2 numbers, largest 26 to 50": 1,
+        "3 numbers": 2,
+        "3 numbers, largest 1 to 25": 2,
+    }
+    assert next(iter(kinds)) == "all"
+
+
+def test_shares_for_a_table_and_plain_values() -> None:
+    found = diagnosed(run(), run(in_hit(HIT_TEXT, " 9 * 8 = 72 x<join></join>")))
+    shares = found.shares()
+    assert shares["n"] == "2"
+    assert shares["solved"] == "50.0%"
+    assert shares["wrong verdicts"] == f"{1 / found.verdicts.num:.2%}"
+    assert found.to_json()["causes"] == {"missed": 1}
+    assert Diagnosis().shares()["wrong +"] == "", "nothing was done"
