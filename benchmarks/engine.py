@@ -96,6 +96,9 @@ def alone(setting: Setting) -> Figures:
     return {
         "wall_over_critical_path": round(statistics.median(run.ratio for run in runs), 3),
         "token_ms": round(statistics.median(run.token for run in runs) * 1e3, 3),
+        "token_ms_beside_siblings": round(
+            statistics.median(run.token_in_company for run in runs) * 1e3, 3
+        ),
         "sequential_tokens": sum(run.sequential_tokens for run in runs),
     }
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from apr.countdown.problem import Split
 from apr.errors import EngineError
 from apr.interfaces import Engine
 from apr.models.llama import Llama, LlamaConfig
+from apr.trace import Trace
 from apr.types import Ids, Sampling
 from benchmarks.sizes import Sizes
 
@@ -58,14 +59,18 @@ def reference(engine: Engine, sizes: Sizes) -> Generate:
     return lambda n: asyncio.run(run(n))
 
 
-def token_seconds(engine: Engine, prompt_ids: Ids, num_new: int) -> float:
-    """Seconds that one request alone takes for each token that it samples, the first left aside."""
+def token_seconds(engine: Engine, prompts: Sequence[Ids], num_new: int) -> float:
+    """Seconds of each token of the first of ``prompts``, all decoded at once; its first aside."""
 
     async def run() -> float:
         times: list[float] = []
-        await engine.generate(
-            prompt_ids, Sampling(num_new), lambda id: times.append(time.perf_counter())
-        )
+        asked = [
+            engine.generate(
+                prompt, Sampling(num_new), None if i else lambda _: times.append(perf_counter())
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+        await asyncio.gather(*asked)
         return (times[-1] - times[0]) / (num_new - 1)
 
     return asyncio.run(run())
@@ -77,6 +82,7 @@ class Alone(NamedTuple):
     wall: float  # seconds
     sequential_tokens: int
     token: float  # seconds of one token of one request alone
+    token_in_company: float  # the same beside as many others as a trace has children
 
     @property
     def ratio(self) -> float:
@@ -85,7 +91,8 @@ class Alone(NamedTuple):
 
 def alone(model: api.Model, sizes: Sizes, n: int) -> Alone:
     """Solve problems of round ``n`` one after the other; those count whose traces have children."""
-    wall, sequential, tokens = 0.0, 0, []
+    wall, sequential = 0.0, 0
+    tokens: list[tuple[float, float]] = []
     pool = 100 * sizes.alone
     for posed in api.pose(model.recipe, Split.TEST, (n + 1) * pool)[n * pool :]:
         trace = api.solve(model, posed)
@@ -93,12 +100,18 @@ def alone(model: api.Model, sizes: Sizes, n: int) -> Alone:
             continue
         wall += trace.wall_clock
         sequential += trace.sequential_tokens
-        prompt = trace.root.calls[0].prompt_ids
-        num_new = min(200, model.engine.context - len(prompt))
-        tokens.append(token_seconds(model.engine, prompt, num_new))
+        tokens.append(_token_seconds_of(model.engine, trace))
         if len(tokens) == sizes.alone:
             break
-    return Alone(wall, sequential, statistics.median(tokens))
+    return Alone(wall, sequential, *map(statistics.median, zip(*tokens, strict=True)))
+
+
+def _token_seconds_of(engine: Engine, trace: Trace) -> tuple[float, float]:
+    """Seconds of a token after the prompt of ``trace``: alone, and beside as many as its children."""
+    prompt = trace.root.calls[0].prompt_ids
+    num_new = min(200, engine.context - len(prompt))
+    company = [prompt] * (len(trace.threads) - 1)
+    return token_seconds(engine, [prompt], num_new), token_seconds(engine, company, num_new)
 
 
 def flight(model: api.Model, sizes: Sizes) -> Generate:

@@ -132,7 +132,9 @@ def test_engines_take_turns_and_are_compared_with_the_first(clock: Clock) -> Non
 
 
 def test_a_trace_alone_is_beside_its_critical_path() -> None:
-    assert work.Alone(wall=3.0, sequential_tokens=100, token=0.02).ratio == pytest.approx(1.5)
+    assert work.Alone(
+        3.0, sequential_tokens=100, token=0.02, token_in_company=0.03
+    ).ratio == pytest.approx(1.5)
 
 
 def test_forks_find_their_parents_prefix_if_anything_is_shared() -> None:
