@@ -59,8 +59,8 @@ check: .venv/installed ## lint, format, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/installed ## decoding throughput beside transformers
-	$(BIN)/python benchmarks/engine.py
+bench: .venv/installed ## the engine beside its peers and the machine
+	$(BIN)/python -m benchmarks.engine
 
 clean: ## remove the environment and caches, but no run and no data
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
