@@ -107,7 +107,7 @@ def alone(model: api.Model, sizes: Sizes, n: int) -> Alone:
 
 
 def _token_seconds_of(engine: Engine, trace: Trace) -> tuple[float, float]:
-    """Seconds of a token after the prompt of ``trace``: alone, and beside as many as its children."""
+    """Seconds of a token after the prompt of ``trace``: alone, and beside as many as children."""
     prompt = trace.root.calls[0].prompt_ids
     num_new = min(200, engine.context - len(prompt))
     company = [prompt] * (len(trace.threads) - 1)
