@@ -546,7 +546,8 @@ def test_a_model_learns_to_sample_what_is_rewarded(tmp_path: Path) -> None:
     assert sum(rewards[-3:]) / 3 > 0.9
     # What was sampled came from the weights as they were at each step.
     assert max(m["mismatch"] for m in metrics) < 1e-5
-    assert metrics[0]["kl"] < metrics[-1]["kl"]
+    # The reference stays where it was: estimates of single steps are too rough to be compared.
+    assert sum(m["kl"] for m in metrics[-3:]) / 3 > 1
 
 
 # --- settings -------------------------------------------------------------------------------------
