@@ -48,9 +48,12 @@ def test_every_work_gives_figures_and_says_where(
 ) -> None:
     kept = tmp_path / "baseline.json"
     kept.write_text('{"other": {"tokens_per_second": 1}, "queue": 0}')
-    flags = ["--size", "small", "--rounds", "1", "--threads", "1", "--peers", ""]
+    flags = ["--size", "small", "--rounds", "1", "--threads", "1"]
+    flags += ["--peers", "transformers,generate_batch"]
     assert engine.main([*flags, "--write", str(kept)]) == 0
     found = last_line(capsys.readouterr().out)
+    peers = {"transformers", "generate_batch"} if find_spec("transformers") else set()
+    assert found["reference"]["same_ids"] == dict.fromkeys({"apr"} | peers, 1.0)
     assert list(found) == list(engine.WORKS)
     assert json.loads(kept.read_text()) == {"other": {"tokens_per_second": 1}, **found}
     for name, figures in found.items():
@@ -67,14 +70,11 @@ def test_the_command_for_a_large_gpu_runs_on_a_cpu(capsys: pytest.CaptureFixture
     sizes = {**vars_of(SMALL), "num_kv_heads": 2}
     for key, value in sizes.items():
         flags += ["--set", f"{key}={value}"]
-    flags += ["--peers", "transformers,generate_batch"]
-    flags += ["--engine", "max_batch=64", "--variant", "page_size=32"]
+    flags += ["--peers", "", "--engine", "max_batch=64", "--variant", "page_size=32"]
     assert engine.main(["reference", "forks", *flags]) == 0
     found = last_line(capsys.readouterr().out)
     assert [figures["on"]["dtype"] for figures in found.values()] == ["bfloat16"] * 2
-    peers = {"transformers", "generate_batch"} if find_spec("transformers") else set()
-    speeds = found["reference"]["tokens_per_second"]
-    assert speeds.keys() == {"apr", "apr page_size=32"} | peers
+    assert found["reference"]["tokens_per_second"].keys() == {"apr", "apr page_size=32"}
 
 
 def vars_of(sizes: Sizes) -> dict[str, int]:
@@ -151,6 +151,18 @@ def test_forks_find_their_parents_prefix_if_anything_is_shared() -> None:
         assert ours.scheduler.num_reused >= least
         assert shares or not ours.scheduler.num_reused
     assert answers[0] == answers[1]
+
+
+def test_forks_are_run_with_the_prefix_cache_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def note(ours: EmbeddedEngine, *_: object) -> work.Generate:
+        seen.append(ours.config.prefix_cache)
+        return lambda n: [[1]]
+
+    monkeypatch.setattr(work, "forks", note)
+    assert engine.main(["forks", "--size", "small", "--rounds", "1"]) == 0
+    assert seen == [True, False]
 
 
 def test_another_checkout_is_measured_beside_this_one(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,9 @@ def complete(
     return asyncio.run(run())
 
 
+INSTALLED = importlib.util.find_spec("openvino_genai") is not None
+
+
 @pytest.mark.parametrize(
     ("query", "words"),
     [
@@ -52,15 +55,15 @@ def test_a_setting_that_is_none_is_refused(query: str, words: str) -> None:
         connect(f"openvino://{apr.DEMO}?{query}")
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("openvino_genai") is not None, reason="the extra is installed"
-)
+@pytest.mark.skipif(INSTALLED, reason="the extra is installed")
 def test_without_the_extra_it_says_what_to_install() -> None:
     with pytest.raises(ConfigError, match=r"apr\[openvino\]"):
         connect(f"openvino://{apr.DEMO}")
 
 
-needs_extra = pytest.mark.engines
+def needs_extra(test: Callable[..., None]) -> Callable[..., None]:
+    absent = pytest.mark.skipif(not INSTALLED, reason="needs pip install 'apr[openvino]'")
+    return pytest.mark.engines(absent(test))
 
 
 @pytest.fixture(scope="module")
