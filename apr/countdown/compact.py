@@ -53,8 +53,7 @@ class Compact(Tags):
     name = "compact"
 
     def resume(self, prompt: str, sampled: str, joins: Sequence[Join | Malformed]) -> Append:
-        found = [j.message for j in joins if isinstance(j, Join) and j.message]
-        return Append("".join(joined([[m] for m in found[:1]])))
+        return Append("".join(joined(_found(joins)[:1])))
 
 
 class CompactWeighed(Compact):
@@ -63,8 +62,7 @@ class CompactWeighed(Compact):
     name = "compact-weighed"
 
     def resume(self, prompt: str, sampled: str, joins: Sequence[Join | Malformed]) -> Append:
-        found = [j.message for j in joins if isinstance(j, Join) and j.message]
-        return Append("".join(joined([[m] for m in found])))
+        return Append("".join(joined(_found(joins))))
 
 
 class CompactPasta(Compact):
@@ -86,6 +84,11 @@ class CompactPasta(Compact):
 
     def resume(self, prompt: str, sampled: str, joins: Sequence[Join | Malformed]) -> Append:
         return Tags.resume(self, prompt, sampled, joins)
+
+
+def _found(joins: Sequence[Join | Malformed]) -> list[list[str]]:
+    """The paths that children return, each as the pieces of a message."""
+    return [[j.message] for j in joins if isinstance(j, Join) and j.message]
 
 
 def words(max_number: int) -> list[str]:
