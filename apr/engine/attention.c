@@ -13,21 +13,17 @@
    a time, with a running softmax (Milakov and Gimelshein, 1805.02867): what comes out of it does
    not depend on the tile. */
 
-#include "exp2.h"
+#include "vectors.h"
 #include <omp.h>
 
-#if defined __AVX512F__
-#define WIDEST 64 /* bytes; gcc makes poor code of vectors that the processor has not got */
-#elif defined __AVX__
-#define WIDEST 32
-#else
-#define WIDEST 16
-#endif
-enum { FIT = WIDEST / sizeof(REAL), LANES = COMMON < FIT ? COMMON : FIT };
+enum {
+    FIT = WIDEST / sizeof(REAL),
+    LANES = COMMON < FIT ? COMMON : FIT,
+    CHAINS = HEAD_DIM % 4 ? 2 : 4, /* sums that grow side by side: one alone waits for itself */
+};
 
 #define ROWS 16 /* most tokens of a tile */
 #define TOGETHER 4 /* rows that share what is in registers */
-#define INLINE static inline __attribute__((always_inline))
 #define VECTOR(type) __attribute__((vector_size(LANES * sizeof(type)), aligned(sizeof(type)), may_alias))
 
 typedef REAL vec VECTOR(REAL);
@@ -158,16 +154,22 @@ INLINE REAL largest(vec x)
 INLINE void meet_some(row *rows, int n, const block *b, const block *next, int count)
 {
     enum { VECTORS = PAGE / LANES };
-    vec p[TOGETHER][VECTORS] = {0};
-    for (int i = 0; i < HEAD_DIM; i++)
-        for (int j = 0; j < VECTORS; j++) {
-            vec k = load(&b->k[i][j * LANES]);
-            __builtin_prefetch(&next->k[i][j * LANES]);
-            for (int r = 0; r < n; r++)
-                p[r][j] += rows[r].q[i] * k;
-        }
+    vec sum[TOGETHER][VECTORS][CHAINS] = {0}, p[TOGETHER][VECTORS];
+    for (int i = 0; i < HEAD_DIM; i += CHAINS)
+        for (int j = 0; j < VECTORS; j++)
+            for (int c = 0; c < CHAINS; c++) {
+                vec k = load(&b->k[i + c][j * LANES]);
+                __builtin_prefetch(&next->k[i + c][j * LANES]);
+                for (int r = 0; r < n; r++)
+                    sum[r][j][c] += rows[r].q[i + c] * k;
+            }
     for (int r = 0; r < n; r++) {
         REAL *scores = (REAL *)p[r];
+        for (int j = 0; j < VECTORS; j++) {
+            p[r][j] = sum[r][j][0];
+            for (int i = 1; i < CHAINS; i++)
+                p[r][j] += sum[r][j][i];
+        }
 #if STORED == 2
         for (int j = 0; j < VECTORS; j++)
             p[r][j] *= *(const vec *)&b->k_scale[j * LANES];
@@ -196,19 +198,24 @@ INLINE void meet_some(row *rows, int n, const block *b, const block *next, int c
             p[r][j] *= *(const vec *)&b->v_scale[j * LANES];
 #endif
     }
-    for (int c = 0; c < HEAD_DIM / LANES; c++) {
-        vec out[TOGETHER];
-        for (int r = 0; r < n; r++)
-            out[r] = rows[r].out[c];
-        for (int t = 0; t < count; t++) {
-            vec v = load(&b->v[t][c * LANES]);
-            __builtin_prefetch(&next->v[t][c * LANES]);
+    vec out[TOGETHER][HEAD_DIM / LANES][2] = {0};
+    for (int t = 0; t + 1 < count; t += 2)
+        for (int u = 0; u < 2; u++)
+            for (int c = 0; c < HEAD_DIM / LANES; c++) {
+                vec v = load(&b->v[t + u][c * LANES]);
+                __builtin_prefetch(&next->v[t + u][c * LANES]);
+                for (int r = 0; r < n; r++)
+                    out[r][c][u] += ((REAL *)p[r])[t + u] * v;
+            }
+    if (count % 2)
+        for (int c = 0; c < HEAD_DIM / LANES; c++) {
+            vec v = load(&b->v[count - 1][c * LANES]);
             for (int r = 0; r < n; r++)
-                out[r] += ((REAL *)p[r])[t] * v;
+                out[r][c][0] += ((REAL *)p[r])[count - 1] * v;
         }
-        for (int r = 0; r < n; r++)
-            rows[r].out[c] = out[r];
-    }
+    for (int r = 0; r < n; r++)
+        for (int c = 0; c < HEAD_DIM / LANES; c++)
+            rows[r].out[c] += out[r][c][0] + out[r][c][1];
 }
 
 static void meet(row *rows, int n, const block *b, const block *next, int count)
@@ -287,7 +294,7 @@ static void attend_tile(const step *s, const block *layer, int tile, int kv_head
             int count = token[0] + 1 - i * PAGE;
             for (int h = 0; h < num_heads; h++)
                 meet(rows + h * per_head + (n < 0 ? 0 : n * repeat), n < 0 ? per_head : repeat, b + h,
-                     next + h, count < PAGE ? count : PAGE);
+                     h + 1 < num_heads ? b + h + 1 : next, count < PAGE ? count : PAGE);
         }
     }
     for (int r = 0; r < num_heads * per_head; r++) {
@@ -302,27 +309,32 @@ static void attend_tile(const step *s, const block *layer, int tile, int kv_head
 }
 
 /* q (N, H, d), k and v (N, KV, d), each with its numbers from one token to the next -> out (N, H, d).
-   layer: blocks (page, KV). */
+   layer: blocks (page, KV). Called by every thread, and over when it is over for all. */
 void attend(const step *s, block *layer, const REAL *q, int64_t q_stride, const REAL *k,
             int64_t k_stride, const REAL *v, int64_t v_stride, REAL *out)
 {
     int kv_heads = s->num_kv_heads;
     /* Pages are read from end to end, unless that leaves threads without work. */
-    int together = s->num_tiles >= 4 * omp_get_max_threads() ? kv_heads : 1;
+    int together = s->num_tiles >= 4 * omp_get_num_threads() ? kv_heads : 1;
     int num_items = s->num_tiles * (kv_heads / together);
-#pragma omp parallel
-    {
 #pragma omp for
-        for (int n = 0; n < s->num_tokens; n++) {
-            const int32_t *token = s->tokens + 2 * n;
-            block *b = layer + (int64_t)s->pages[token[1] + token[0] / PAGE] * kv_heads;
-            for (int h = 0; h < kv_heads; h++)
-                put(b + h, token[0] % PAGE, k + n * k_stride + h * HEAD_DIM,
-                    v + n * v_stride + h * HEAD_DIM);
-        }
-#pragma omp for schedule(dynamic)
-        for (int i = 0; i < num_items; i++)
-            attend_tile(s, layer, i * together / kv_heads, i * together % kv_heads, together, q,
-                        q_stride, out);
+    for (int n = 0; n < s->num_tokens; n++) {
+        const int32_t *token = s->tokens + 2 * n;
+        block *b = layer + (int64_t)s->pages[token[1] + token[0] / PAGE] * kv_heads;
+        for (int h = 0; h < kv_heads; h++)
+            put(b + h, token[0] % PAGE, k + n * k_stride + h * HEAD_DIM,
+                v + n * v_stride + h * HEAD_DIM);
     }
+#pragma omp for schedule(dynamic)
+    for (int i = 0; i < num_items; i++)
+        attend_tile(s, layer, i * together / kv_heads, i * together % kv_heads, together, q, q_stride,
+                    out);
+}
+
+/* The same, called by one thread. */
+void attend_alone(const step *s, block *layer, const REAL *q, int64_t q_stride, const REAL *k,
+                  int64_t k_stride, const REAL *v, int64_t v_stride, REAL *out)
+{
+#pragma omp parallel
+    attend(s, layer, q, q_stride, k, k_stride, v, v_stride, out);
 }

@@ -48,8 +48,9 @@ def attention_library(
     )
     if library is not None:
         n, p = ctypes.c_int64, ctypes.c_void_p
-        library.attend.argtypes = [p, p, p, n, p, n, p, n, p]
-        library.attend.restype = library.plan.restype = None
+        library.attend_alone.argtypes = [p, p, p, n, p, n, p, n, p]
+        library.plan.argtypes = [p]
+        library.attend_alone.restype = library.plan.restype = None
     return library
 
 
@@ -70,21 +71,22 @@ class CompiledKV:
         layers = config.num_hidden_layers
         shape = (layers, num_pages * compiled_page_bytes(library, config) // layers)
         self.layers = lazy_zeros(shape, torch.device("cpu"), torch.uint8)
+        self.function = ctypes.cast(library.attend, ctypes.c_void_p).value or 0
 
     def order(self, chunks: Sequence[Chunk]) -> list[Chunk]:
         """Sequences that begin with the same pages side by side."""
         return sorted(chunks, key=lambda c: c.sequence.pages.tobytes())
 
-    def attend(self, chunks: Sequence[Chunk]) -> CompiledAttend:
+    def attend(self, chunks: Sequence[Chunk]) -> StepAttend:
         """For a step of ``chunks``, its tokens in their order."""
-        return CompiledAttend(self, chunks)
+        return StepAttend(self, chunks)
 
 
-class CompiledAttend:
-    """``apr.models.llama.Attend`` for one step of the engine."""
+class StepAttend(native.CompiledAttend):
+    """Attention for one step of the engine."""
 
     def __init__(self, kv: CompiledKV, chunks: Sequence[Chunk]) -> None:
-        self.kv = kv
+        self.kv, self.function = kv, kv.function
         sequences, starts, ends = zip(*chunks, strict=True)
         tables = [sequence.pages for sequence in sequences]
         lengths = np.array(ends) - starts
@@ -98,19 +100,20 @@ class CompiledAttend:
         self.tokens = np.empty((num_tokens, 2), np.int32)
         self.tiles = np.empty((num_tokens + 1, 2), np.int32)
         config = kv.config
-        self.step = _Step(
+        self.plan = _Step(
             num_tokens,
             len(chunks),
             config.num_attention_heads,
             config.num_key_value_heads,
             *(x.ctypes.data for x in (self.chunks, self.pages, self.tokens, self.tiles)),
         )
-        kv.library.plan(ctypes.byref(self.step))
+        self.step, self.layers = ctypes.addressof(self.plan), kv.layers
+        kv.library.plan(self.step)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype)
-        self.kv.library.attend(
-            ctypes.byref(self.step),
+        self.kv.library.attend_alone(
+            self.step,
             self.kv.layers[layer].data_ptr(),
             q.data_ptr(),
             q.stride(0),

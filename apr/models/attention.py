@@ -127,16 +127,20 @@ class _Padded:
 
     Padding comes last, where causality hides it, so no mask is needed and none is ever built: work
     grows with the lengths of sequences, not with that of a row.
+
+    In float32 on a CPU, whose attention in bfloat16 takes half as long again as in float32.
     """
 
     def __init__(self, segments_BT: Tensor, device: torch.device) -> None:
         self.groups = [_Group(s, n, device) for s, n in _by_length(segments_BT)]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k = q.to(v.dtype), k.to(v.dtype)
+        dtype = torch.float32 if v.device.type == "cpu" else v.dtype
+        q, k, v = (x.to(dtype) for x in (q, k, v))
         out = torch.zeros_like(q)
-        for group in self.groups:
-            out = out.index_copy(0, group.tokens, group.attend(q, k, v))
+        with torch.autocast(v.device.type, enabled=False):
+            for group in self.groups:
+                out = out.index_copy(0, group.tokens, group.attend(q, k, v))
         return out
 
 

@@ -19,9 +19,6 @@ from torch import Tensor, nn
 
 from apr.models import native
 
-_SMALL = 1 << 18
-"""Multiplications of a product that is over before oneDNN has begun."""
-
 
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
@@ -52,43 +49,16 @@ class Attend(Protocol):
 
 
 class Linear(nn.Linear):
-    """A projection without bias, which can keep its matrix in the order that suits a CPU."""
+    """A projection without bias, which can keep a copy of its matrix that suits a CPU."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
-        self.packed: Tensor | None = None
-
-    def pack(self) -> None:
-        """Reorder a copy of the matrix as oneDNN reads it best; used where nothing is learnt."""
-        w = self.weight
-        if w.device.type == "cpu" and w.dtype == torch.float32 and _can_pack():
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(w.detach(), None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        large = len(x) * self.weight.numel() > _SMALL
-        if large and self.packed is not None and torch.is_inference_mode_enabled():
-            out = torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-            return cast(Tensor, out)
-        return F.linear(x, self.weight)
-
-
-def _can_pack() -> bool:
-    # The operators that torch's own compiler packs with; not part of its public interface.
-    names = ("_reorder_linear_weight", "_linear_pointwise")
-    return all(hasattr(torch.ops.mkldnn, name) for name in names)
-
-
-class RMSNorm(nn.RMSNorm):
-    """Rows divided by their root mean square (Zhang and Sennrich, 1910.07467)."""
-
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__(config.hidden_size, config.rms_norm_eps)
-        self.epsilon = config.rms_norm_eps
+        self.packed: native.Packed | None = None
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        if (compiled := native.kernels(x_ND)) is not None:
-            return compiled.rms_norm(x_ND, self.weight, self.epsilon)
-        return super().forward(x_ND)
+        if self.packed is not None and torch.is_inference_mode_enabled():
+            return self.packed(x_ND)
+        return F.linear(x_ND, self.weight)
 
 
 class Attention(nn.Module):
@@ -107,8 +77,7 @@ class Attention(nn.Module):
     def forward(self, x_ND: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         h, kv = self.num_heads, self.num_kv_heads
         heads = self.qkv_proj(x_ND).view(-1, h + 2 * kv, self.head_dim)
-        compiled = native.kernels(x_ND)
-        qk = (rotate if compiled is None else compiled.rotate)(heads[:, : h + kv], cos, sin)
+        qk = rotate(heads[:, : h + kv], cos, sin)
         out = attend(self.layer, qk[:, :h], qk[:, h:], heads[:, h + kv :])
         return cast(Tensor, self.o_proj(out.reshape(-1, h * self.head_dim)))
 
@@ -122,10 +91,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        gate_up = self.gate_up_proj(x_ND)
-        if (compiled := native.kernels(x_ND)) is not None:
-            return cast(Tensor, self.down_proj(compiled.silu_mul(gate_up)))
-        gate, up = gate_up.chunk(2, dim=-1)
+        gate, up = self.gate_up_proj(x_ND).chunk(2, dim=-1)
         return cast(Tensor, self.down_proj(F.silu(gate) * up))
 
 
@@ -134,9 +100,9 @@ class Block(nn.Module):
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x_ND: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
@@ -155,16 +121,19 @@ class Llama(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config)
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         cos, sin = rotary_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.compiled: native.CompiledLlama | None = None
 
     def forward(self, ids_N: Tensor, positions_N: Tensor, attend: Attend) -> Tensor:
         """Hidden states (N, D) after the final norm, for ids and positions (N,)."""
+        if self.compiled is not None and isinstance(attend, native.CompiledAttend):
+            return self.compiled(ids_N, positions_N, attend)
         x_ND = self.embed_tokens(ids_N)
         cos, sin = (t[positions_N].unsqueeze(1).to(x_ND.dtype) for t in (self.cos, self.sin))
         for block in self.layers:
@@ -179,7 +148,8 @@ class Llama(nn.Module):
         """Ready the weights for inference; to be called again whenever they have changed."""
         for module in self.modules():
             if isinstance(module, Linear):
-                module.pack()
+                module.packed = native.packed(module.weight)
+        self.compiled = native.compiled_llama(self)
 
     @property
     def num_parameters(self) -> int:

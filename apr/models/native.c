@@ -1,14 +1,97 @@
-/* What a Llama does between its matrix products, each in one pass over memory.
-   Compiled by apr.models.native; REAL is float or double. */
+/* A Llama in C, for inference: every product, and the whole network around an attention that the
+   caller hands in. Compiled by apr.models.native; REAL is float or double.
 
-#include "exp2.h"
+   Each number of a product is a sum in one fixed order, however many rows there are: what a token
+   gives does not depend, not by one bit, on what else is in the batch. */
 
-#define SERIAL 8192 /* numbers that are done sooner than threads are woken */
+#include "vectors.h"
+#include <omp.h>
+
+/* A tile is ROWS rows by VECTORS vectors of sums: with 32 registers 8 rows, with 16 of them 4. */
+#if defined __AVX512F__ || defined __aarch64__
+#define ROWS 8
+#else
+#define ROWS 4
+#endif
+#define VECTORS 3
+#define BLOCK 256 /* rows that a thread takes at a time */
+#define SERIAL (1 << 16) /* multiplications that are done sooner than threads are woken */
+#define MANY 3000000      /* the same for a whole network */
+
+enum { LANES = WIDEST / sizeof(REAL), PANEL = VECTORS * LANES };
+typedef REAL vec __attribute__((vector_size(WIDEST), aligned(sizeof(REAL)), may_alias));
+
+int64_t panel(void) { return PANEL; }
+
+/* A matrix (n, k) in panels: PANEL of its rows, lying side by side so that k comes last; zeros where
+   the last panel has no row. */
+void pack(int64_t n, int64_t k, const REAL *matrix, REAL *packed)
+{
+#pragma omp parallel for
+    for (int64_t i = 0; i < n + PANEL - 1 - (n - 1) % PANEL; i++)
+        for (int64_t j = 0; j < k; j++)
+            packed[(i / PANEL * k + j) * PANEL + i % PANEL] = i < n ? matrix[i * k + j] : 0;
+}
+
+/* A few rows of x times one panel; rows is known when this is compiled. */
+INLINE void tile(int rows, int64_t k, int64_t n, int64_t columns, const REAL *x, const REAL *panel,
+                 REAL *out, int add)
+{
+    vec sum[8][VECTORS] = {0};
+    for (int64_t j = 0; j < k; j++) {
+        const vec *weights = (const vec *)(panel + j * PANEL);
+        for (int c = 0; c < VECTORS; c++)
+            __builtin_prefetch((const char *)(weights + c) + 2048);
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < VECTORS; c++)
+                sum[r][c] += x[r * k + j] * weights[c];
+    }
+    for (int r = 0; r < rows; r++) {
+        const REAL *from = (const REAL *)sum[r];
+        for (int64_t c = 0; c < columns; c++)
+            out[r * n + c] = add ? out[r * n + c] + from[c] : from[c];
+    }
+}
+
+static void tiles(int64_t rows, int64_t k, int64_t n, int64_t columns, const REAL *x,
+                  const REAL *panel, REAL *out, int add)
+{
+    for (; rows >= ROWS; rows -= ROWS, x += ROWS * k, out += ROWS * n)
+        tile(ROWS, k, n, columns, x, panel, out, add);
+    switch (rows) {
+#define CASE(some)                                                                                 \
+    case some:                                                                                     \
+        tile(some, k, n, columns, x, panel, out, add);                                             \
+        break;
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7)
+    }
+}
+
+/* x (rows, k) times a packed matrix (n, k), to out (rows, n) or added to what is there. This and all
+   up to forward is called by every thread, and over when it is over for all. */
+static void product(int64_t rows, int64_t k, int64_t n, const REAL *x, const REAL *packed, REAL *out,
+                    int add)
+{
+    int64_t panels = (n + PANEL - 1) / PANEL, blocks = (rows + BLOCK - 1) / BLOCK;
+#pragma omp for collapse(2)
+    for (int64_t p = 0; p < panels; p++)
+        for (int64_t b = 0; b < blocks; b++) {
+            int64_t first = b * BLOCK, left = rows - first, columns = n - p * PANEL;
+            tiles(left < BLOCK ? left : BLOCK, k, n, columns < PANEL ? columns : PANEL, x + first * k,
+                  packed + p * k * PANEL, out + first * n + p * PANEL, add);
+        }
+}
+
+void linear(int64_t rows, int64_t k, int64_t n, const REAL *x, const REAL *packed, REAL *out)
+{
+#pragma omp parallel if (rows * k * n > SERIAL)
+    product(rows, k, n, x, packed, out, 0);
+}
 
 /* x (n, width) -> out: each row divided by its root mean square, times weight (width). */
-void rms_norm(int64_t n, int64_t width, const REAL *x, const REAL *weight, double eps, REAL *out)
+static void rms_norm(int64_t n, int64_t width, const REAL *x, const REAL *weight, double eps, REAL *out)
 {
-#pragma omp parallel for if (n * width > SERIAL)
+#pragma omp for
     for (int64_t i = 0; i < n; i++) {
         const REAL *from = x + i * width;
         REAL *to = out + i * width, sum = 0;
@@ -21,29 +104,29 @@ void rms_norm(int64_t n, int64_t width, const REAL *x, const REAL *weight, doubl
     }
 }
 
-/* x (n, heads, d) with stride numbers from one token to the next, cos and sin (n, d) -> out. */
-void rotate(int64_t n, int64_t heads, int64_t d, int64_t stride, const REAL *x, const REAL *cos,
-            const REAL *sin, REAL *out)
+/* The first heads of x (n, stride), d numbers each, turned to their positions; cos and sin (.., d). */
+static void rotate(int64_t n, int64_t heads, int64_t d, int64_t stride, REAL *x,
+                   const int64_t *positions, const REAL *cos, const REAL *sin)
 {
     int64_t half = d / 2;
-#pragma omp parallel for if (n * heads * d > SERIAL)
+#pragma omp for
     for (int64_t i = 0; i < n; i++) {
-        const REAL *c = cos + i * d, *s = sin + i * d;
+        const REAL *c = cos + positions[i] * d, *s = sin + positions[i] * d;
         for (int64_t h = 0; h < heads; h++) {
-            const REAL *from = x + i * stride + h * d;
-            REAL *to = out + (i * heads + h) * d;
+            REAL *at = x + i * stride + h * d;
             for (int64_t j = 0; j < half; j++) {
-                to[j] = from[j] * c[j] - from[j + half] * s[j];
-                to[j + half] = from[j + half] * c[j + half] + from[j] * s[j + half];
+                REAL left = at[j], right = at[j + half];
+                at[j] = left * c[j] - right * s[j];
+                at[j + half] = right * c[j + half] + left * s[j + half];
             }
         }
     }
 }
 
 /* gate_up (n, 2 width) -> out (n, width): silu of the first half times the second. */
-void silu_mul(int64_t n, int64_t width, const REAL *gate_up, REAL *out)
+static void silu_mul(int64_t n, int64_t width, const REAL *gate_up, REAL *out)
 {
-#pragma omp parallel for if (n * width > SERIAL)
+#pragma omp for
     for (int64_t i = 0; i < n; i++) {
         const REAL *gate = gate_up + 2 * i * width, *up = gate + width;
         REAL *to = out + i * width;
@@ -51,4 +134,89 @@ void silu_mul(int64_t n, int64_t width, const REAL *gate_up, REAL *out)
         for (int64_t j = 0; j < width; j++)
             to[j] = gate[j] / (1 + power_of_two(gate[j] * (REAL)-1.4426950408889634)) * up[j];
     }
+}
+
+typedef struct {
+    int64_t num_layers, width, inner, heads, kv_heads, d;
+    double eps;
+    const REAL *embed, *cos, *sin, *norm;
+    const REAL **layers; /* for each: norm, qkv, o, norm, gate and up, down */
+} network;
+
+enum { PRODUCTS, ATTENTION, REST }; /* parts of a step, to tell where the time goes */
+
+/* Attention of one layer: of q, k and v, each with its numbers from one token to the next, to out. */
+typedef void attention(const void *step, void *layer, const REAL *q, int64_t q_stride, const REAL *k,
+                       int64_t k_stride, const REAL *v, int64_t v_stride, REAL *out);
+
+/* One step. Keys and values of a layer lie kv_bytes after those of the one before. */
+typedef struct {
+    int64_t n;
+    const int64_t *ids, *positions;
+    attention *attend;
+    const void *step;
+    char *kv;
+    int64_t kv_bytes;
+    REAL *scratch, *out; /* out (n, width): after the final norm */
+    double *seconds;     /* what each part took is added */
+} tokens;
+
+/* Numbers that forward needs for each token beside its output. */
+int64_t scratch(const network *m)
+{
+    int64_t mixed = m->heads * m->d, qkv = mixed + 2 * m->kv_heads * m->d;
+    int64_t first = qkv + mixed, second = 3 * m->inner;
+    return 2 * m->width + (first > second ? first : second);
+}
+
+static void took(int part, double *since, double *seconds)
+{
+#pragma omp master
+    {
+        double now = omp_get_wtime();
+        seconds[part] += now - *since;
+        *since = now;
+    }
+}
+
+static void layers(const network *m, const tokens *t)
+{
+    int64_t n = t->n, width = m->width, inner = m->inner, d = m->d;
+    int64_t mixed = m->heads * d, qkv = mixed + 2 * m->kv_heads * d;
+    REAL *x = t->scratch, *normed = x + n * width, *wide = normed + n * width;
+    REAL *k = wide + mixed, *v = k + m->kv_heads * d, *narrow = wide + n * qkv;
+    double since = omp_get_wtime();
+#pragma omp for
+    for (int64_t i = 0; i < n; i++)
+        memcpy(x + i * width, m->embed + t->ids[i] * width, width * sizeof(REAL));
+    for (int64_t l = 0; l < m->num_layers; l++) {
+        const REAL **w = m->layers + 6 * l;
+        rms_norm(n, width, x, w[0], m->eps, normed);
+        took(REST, &since, t->seconds);
+        product(n, width, qkv, normed, w[1], wide, 0);
+        took(PRODUCTS, &since, t->seconds);
+        rotate(n, m->heads + m->kv_heads, d, qkv, wide, t->positions, m->cos, m->sin);
+        took(REST, &since, t->seconds);
+        t->attend(t->step, t->kv + l * t->kv_bytes, wide, qkv, k, qkv, v, qkv, narrow);
+        took(ATTENTION, &since, t->seconds);
+        product(n, mixed, width, narrow, w[2], x, 1);
+        took(PRODUCTS, &since, t->seconds);
+        rms_norm(n, width, x, w[3], m->eps, normed);
+        took(REST, &since, t->seconds);
+        product(n, width, 2 * inner, normed, w[4], wide, 0);
+        took(PRODUCTS, &since, t->seconds);
+        silu_mul(n, inner, wide, wide + 2 * n * inner);
+        took(REST, &since, t->seconds);
+        product(n, inner, width, wide + 2 * n * inner, w[5], x, 1);
+        took(PRODUCTS, &since, t->seconds);
+    }
+    rms_norm(n, width, x, m->norm, m->eps, t->out);
+    took(REST, &since, t->seconds);
+}
+
+void forward(const network *m, const tokens *t)
+{
+    int64_t each = m->num_layers * m->width * (4 * m->heads * m->d + 3 * m->inner);
+#pragma omp parallel if (t->n * each > MANY)
+    layers(m, t);
 }

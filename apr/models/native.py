@@ -1,9 +1,9 @@
-"""Parts of a step in C, compiled on first use with the system's compiler.
+"""Inference in C, compiled on first use with the system's compiler.
 
-What torch does in several passes over memory, these do in one. Where there is no compiler, or
-``APR_NATIVE=0`` is set, ``library`` returns None and everything runs on torch alone, to the same
-results up to rounding. A compiled file stays in the user's cache, under a name that says what it
-was made of.
+A step of a small network is over before torch has found its way to the operators of it. Where there
+is no compiler, or ``APR_NATIVE=0`` is set, ``library`` returns None and everything runs on torch
+alone, to the same results up to rounding. A compiled file stays in the user's cache, under a name
+that says what it was made of.
 """
 
 from __future__ import annotations
@@ -17,15 +17,22 @@ import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from apr.models.llama import Block, Llama
 
 # Not -ffast-math: it would change how the whole process rounds the smallest numbers.
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 _TYPES = {torch.float32: "float", torch.float64: "double"}
-_HEADER = Path(__file__).with_name("exp2.h")
+_HEADER = Path(__file__).with_name("vectors.h")
 _COMPILE_SECONDS = 120
+_PARTS = ("matrix products", "attention", "rest of the network")
+"""As ``native.c`` counts them."""
 
 
 def library(source: Path, dtype: torch.dtype, **defines: int) -> ctypes.CDLL | None:
@@ -79,60 +86,151 @@ def _processor() -> str:
     )
 
 
-class Kernels:
-    """Steps between matrix products, each in one pass."""
+class Packed:
+    """A matrix (out, in) as ``native.c`` reads it; a copy, to be made again when it changes."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        address, number = ctypes.c_void_p, ctypes.c_int64
-        self._rms_norm, self._rotate, self._silu_mul = (
-            library.rms_norm,
-            library.rotate,
-            library.silu_mul,
-        )
-        self._rms_norm.argtypes = [number, number, address, address, ctypes.c_double, address]
-        self._rotate.argtypes = [number, number, number, number, address, address, address, address]
-        self._silu_mul.argtypes = [number, number, address, address]
-        for function in (self._rms_norm, self._rotate, self._silu_mul):
-            function.restype = None
+    def __init__(self, compiled: ctypes.CDLL, weight: Tensor) -> None:
+        self._linear = compiled.linear
+        self.num_out, self.num_in = weight.shape
+        panel = compiled.panel()
+        self.numbers = weight.new_empty(-(-self.num_out // panel) * panel * self.num_in)
+        weight = weight.detach().contiguous()
+        compiled.pack(self.num_out, self.num_in, weight.data_ptr(), self.numbers.data_ptr())
 
-    def rms_norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        out = torch.empty_like(x_ND)
-        n, width = x_ND.shape
-        self._rms_norm(n, width, x_ND.data_ptr(), weight_D.data_ptr(), eps, out.data_ptr())
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, in) -> (N, out)."""
+        x = x.contiguous()
+        out = x.new_empty(len(x), self.num_out)
+        matrix, to = self.numbers.data_ptr(), out.data_ptr()
+        self._linear(len(x), self.num_in, self.num_out, x.data_ptr(), matrix, to)
         return out
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """As ``apr.models.llama.rotate``."""
-        n, num_heads, d = x.shape
-        out = x.new_empty(x.shape)
-        self._rotate(
-            n,
-            num_heads,
-            d,
-            x.stride(0),
-            x.data_ptr(),
-            cos.data_ptr(),
-            sin.data_ptr(),
+
+class CompiledAttend:
+    """An ``apr.models.llama.Attend`` that C can call, too."""
+
+    function: int
+    """Where it is: an ``attention`` of ``native.c``."""
+    step: int
+    """Its first argument."""
+    layers: Tensor
+    """Keys and values, a row of bytes for each layer."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _Network(ctypes.Structure):
+    """``network`` of ``native.c``."""
+
+    _fields_ = (
+        *((n, ctypes.c_int64) for n in ("num_layers", "width", "inner", "heads", "kv_heads", "d")),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("embed", "cos", "sin", "norm", "layers")),
+    )
+
+
+class _Tokens(ctypes.Structure):
+    """``tokens`` of ``native.c``."""
+
+    _fields_ = (
+        ("n", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("ids", "positions", "attend", "step", "kv")),
+        ("kv_bytes", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("scratch", "out", "seconds")),
+    )
+
+
+class CompiledLlama:
+    """The whole of a packed network in one call. Shares all weights but the packed copies."""
+
+    def __init__(self, compiled: ctypes.CDLL, model: Llama) -> None:
+        self._forward, config = compiled.forward, model.config
+        self._seconds = np.zeros(len(_PARTS))
+        dtype = model.embed_tokens.weight.dtype
+        tables = [model.embed_tokens.weight, model.cos.to(dtype), model.sin.to(dtype)]
+        layers = [w for block in model.layers for w in _layer(cast("Block", block))]
+        # What the addresses below point to lives as long as this.
+        self._weights = [*tables, model.norm.weight, *layers]
+        self._addresses = np.array([t.data_ptr() for t in layers], np.uintp)
+        self._network = _Network(
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.rms_norm_eps,
+            *(t.data_ptr() for t in (*tables, model.norm.weight)),
+            self._addresses.ctypes.data,
+        )
+        self._scratch = compiled.scratch(ctypes.byref(self._network))
+
+    def seconds(self) -> dict[str, float]:
+        """Spent so far, by part."""
+        return dict(zip(_PARTS, self._seconds.tolist(), strict=True))
+
+    def __call__(self, ids_N: Tensor, positions_N: Tensor, attend: CompiledAttend) -> Tensor:
+        """As ``apr.models.llama.Llama.forward``."""
+        num_tokens, embed = len(ids_N), self._weights[0]
+        out = embed.new_empty(num_tokens, self._network.width)
+        scratch = embed.new_empty(num_tokens * self._scratch)
+        tokens = _Tokens(
+            num_tokens,
+            ids_N.data_ptr(),
+            positions_N.data_ptr(),
+            attend.function,
+            attend.step,
+            attend.layers.data_ptr(),
+            attend.layers.stride(0),
+            scratch.data_ptr(),
             out.data_ptr(),
+            self._seconds.ctypes.data,
         )
-        return out
-
-    def silu_mul(self, gate_up_NF: Tensor) -> Tensor:
-        """(N, 2 F) -> (N, F): silu of the first half times the second."""
-        n, width = gate_up_NF.shape
-        out = gate_up_NF.new_empty(n, width // 2)
-        self._silu_mul(n, width // 2, gate_up_NF.data_ptr(), out.data_ptr())
+        self._forward(ctypes.byref(self._network), ctypes.byref(tokens))
         return out
 
 
-def kernels(x: Tensor) -> Kernels | None:
-    """For tensors like ``x``; None where something is learnt, off CPUs and without a compiler."""
-    if x.device.type != "cpu" or not torch.is_inference_mode_enabled():
+def _layer(block: Block) -> list[Tensor]:
+    """Weights of one layer, in the order of ``native.c``."""
+    attention, mlp = block.self_attn, block.mlp
+    qkv, o, gate_up, down = (
+        p.packed.numbers
+        for p in (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
+        if p.packed is not None
+    )
+    return [
+        block.input_layernorm.weight,
+        qkv,
+        o,
+        block.post_attention_layernorm.weight,
+        gate_up,
+        down,
+    ]
+
+
+def packed(weight: Tensor) -> Packed | None:
+    """``weight`` for inference; None off CPUs and without a compiler."""
+    compiled = _compiled(weight)
+    return None if compiled is None else Packed(compiled, weight)
+
+
+def compiled_llama(model: Llama) -> CompiledLlama | None:
+    """``model``, whose projections are packed; None off CPUs and without a compiler."""
+    compiled = _compiled(model.embed_tokens.weight)
+    return None if compiled is None else CompiledLlama(compiled, model)
+
+
+def _compiled(weight: Tensor) -> ctypes.CDLL | None:
+    if weight.device.type != "cpu":
         return None
-    return _kernels(x.dtype)
-
-
-@lru_cache
-def _kernels(dtype: torch.dtype) -> Kernels | None:
-    found = library(Path(__file__).with_name("native.c"), dtype)
-    return None if found is None else Kernels(found)
+    found = library(Path(__file__).with_name("native.c"), weight.dtype)
+    if found is not None:
+        n, p = ctypes.c_int64, ctypes.c_void_p
+        found.panel.restype = found.scratch.restype = n
+        found.pack.restype = found.linear.restype = found.forward.restype = None
+        found.pack.argtypes = [n, n, p, p]
+        found.linear.argtypes = [n, n, n, p, p, p]
+        found.scratch.argtypes = [p]
+        found.forward.argtypes = [p, p]
+    return found

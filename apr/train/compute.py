@@ -12,6 +12,7 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import count
 from typing import NamedTuple
 
@@ -21,6 +22,21 @@ from torch import Tensor
 from apr.data.packing import IGNORE, Batch, PackedBatches
 from apr.models.attention import Kernel, kernel_of, packed_attention
 from apr.models.llama import Attend
+
+
+class Precision(StrEnum):
+    """Numbers that matrix products are computed in; weights are float32 with all of them."""
+
+    AUTO = "auto"
+    """bfloat16 on a GPU, float32 on a CPU."""
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    """On a CPU that multiplies in it (AVX512-BF16, AMX) almost twice as fast, elsewhere slow."""
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """None where the device decides."""
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(self.value)
 
 
 class Inputs(NamedTuple):

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from apr.data.packing import IGNORE, Batch, PackedBatches
 from apr.errors import OutOfTime
 from apr.models.llama import Attend, Llama
-from apr.train.compute import Compute, Inputs, compute_on
+from apr.train.compute import Compute, Inputs, Precision, compute_on
 from apr.train.log import MetricsLog
 from apr.train.optim import OptimConfig, make_optimizers, rate, set_rate
 from apr.train.state import load_state, save_state
@@ -42,6 +42,7 @@ class SFTConfig:
     """Tokens of a row; the longest sequence must fit."""
     accumulate: int = 1
     """Batches whose gradients make one update."""
+    precision: Precision = Precision.AUTO
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval_every: int = 500
     """Steps between held-out losses."""
@@ -78,7 +79,7 @@ def train_sft(
         after_eval: further metrics to log at each evaluation, from the step number.
         weights: weight in the loss that is trained on, by token id, where it is not 1; losses that
             are reported are never weighted.
-        compute: how the network is run; by default as suits the device that it is on.
+        compute: how the network is run; by default as ``config`` says.
         deadline: when to stop, on the clock of ``time.monotonic``; at least one step is made.
 
     Returns:
@@ -88,7 +89,8 @@ def train_sft(
         CheckpointError: the state in ``run`` is damaged or of another model.
         OutOfTime: the deadline came before the end. The same call goes on from there.
     """
-    compute = compute or compute_on(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    compute = compute or compute_on(device, config.precision.dtype)
     optimizers = make_optimizers(model, config.optim)
     facts = load_state(run, model, optimizers) or {"step": 0, "tokens": 0}
     update = _Update(model, optimizers, config, _weights_of(model, weights or {}), compute)

@@ -15,7 +15,7 @@ from apr.engine.attention import PagedKV, Precision, page_bytes
 from apr.engine.kernel import CompiledKV, attention_library, compiled_page_bytes
 from apr.engine.scheduler import Chunk
 from apr.models.attention import causal_reference
-from apr.models.llama import LlamaConfig
+from apr.models.llama import Llama, LlamaConfig
 
 PAGES = 64
 LAYER = 1
@@ -172,7 +172,7 @@ def test_shared_pages_are_read_once_for_all() -> None:
     kv = compiled(shape, size, torch.float32)
     chunks = kv.order([Chunk(t.sequence, len(t.qkv) - 1, len(t.qkv)) for t in texts])
     step = kv.attend(chunks)
-    tiles = step.tiles[: step.step.num_tiles + 1]
+    tiles = step.tiles[: step.plan.num_tiles + 1]
     shared = {
         frozenset(texts.index(t) for c in chunks[a:b] for t in texts if t.sequence is c.sequence): n
         for (a, n), (b, _) in zip(tiles[:-1].tolist(), tiles[1:].tolist(), strict=True)
@@ -186,6 +186,39 @@ def test_a_prompt_goes_through_its_own_pages_in_tiles() -> None:
     shape, size = config(), 4
     text = Text(shape, 64, list(range(16)), 1)
     step = compiled(shape, size, torch.float32).attend([Chunk(text.sequence, 32, 64)])
-    tiles = step.tiles[: step.step.num_tiles + 1]
+    tiles = step.tiles[: step.plan.num_tiles + 1]
     assert len(tiles) <= 32 // 4
     assert np.all(tiles[:-1, 1] >= 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "shape", [config(), config(4, 4, 12), config(6, 1, 32)], ids=["grouped", "odd", "one-kv"]
+)
+def test_a_network_in_c_is_the_network(shape: LlamaConfig, dtype: torch.dtype) -> None:
+    model = Llama(shape).to(dtype)
+    model.init_weights(1)
+    kv = compiled(shape, 4, dtype)
+    model.pack()
+    texts = [Text(shape, 40, list(range(10)), 1), Text(shape, 3, [10], 2)]
+    ids = [torch.arange(7, 7 + len(t.qkv)) for t in texts]
+    with torch.inference_mode():
+        plain = [model(x, torch.arange(len(x)), causal_reference) for x in ids]
+    done = [0, 0]
+    with torch.inference_mode():
+        for ends in [(30, 0), (31, 2), (40, 3)]:  # A prompt, one of each, several of both.
+            chunks = [
+                Chunk(t.sequence, start, end)
+                for t, start, end in zip(texts, done, ends, strict=True)
+                if start < end
+            ]
+            rows = [(i, p) for i, end in enumerate(ends) for p in range(done[i], end)]
+            got = model(
+                torch.stack([ids[i][p] for i, p in rows]),
+                torch.tensor([p for _, p in rows]),
+                kv.attend(chunks),
+            )
+            want = torch.stack([plain[i][p] for i, p in rows])
+            tolerance = 2e-5 if dtype is torch.float32 else 1e-12
+            torch.testing.assert_close(got, want, rtol=0, atol=tolerance)
+            done = list(ends)

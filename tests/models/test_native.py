@@ -1,4 +1,4 @@
-"""Parts of a step in C against the same in torch, and what happens where none can be compiled."""
+"""Products in C against the same in torch, and what happens where none can be compiled."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from apr.models import native
-from apr.models.attention import causal_reference
-from apr.models.llama import Llama, LlamaConfig, rotate
+from apr.models.llama import Llama, LlamaConfig
 
 SOURCE = Path(native.__file__).with_name("native.c")
 DTYPES = pytest.mark.parametrize(
@@ -28,62 +26,62 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     native._library.cache_clear()
 
 
-def kernels(dtype: torch.dtype) -> native.Kernels:
-    with torch.inference_mode():
-        found = native.kernels(torch.zeros(1, dtype=dtype))
-    if found is None:
-        pytest.skip("no C compiler here")
-    return found
-
-
-def numbers(*shape: int, dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:
+def numbers(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     generator = torch.Generator().manual_seed(sum(shape))
-    return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-# One that is done by one thread, one that is shared out.
-@pytest.mark.parametrize("n", [3, 900])
+def pack(weight: torch.Tensor) -> native.Packed:
+    packed = native.packed(weight)
+    if packed is None:
+        pytest.skip("no C compiler here")
+    return packed
+
+
+# Tiles of every size, last panels of every kind, one block of rows and several.
+@pytest.mark.parametrize("num_out", [1, 11, 12, 47, 48, 49, 200])
 @DTYPES
-def test_each_part_is_what_torch_makes_of_it(n: int, dtype: torch.dtype, tolerance: float) -> None:
-    compiled = kernels(dtype)
-    x, weight = numbers(n, 37, dtype=dtype), numbers(37, dtype=dtype)
-    want = F.rms_norm(x, (37,), weight, 1e-5)
-    got = compiled.rms_norm(x, weight, 1e-5)
-    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
-
-    gate_up = numbers(n, 2 * 37, dtype=dtype, scale=30)
-    want = F.silu(gate_up[:, :37]) * gate_up[:, 37:]
-    torch.testing.assert_close(
-        compiled.silu_mul(gate_up), want, rtol=tolerance, atol=30 * tolerance
-    )
-
-    heads = numbers(n, 7, 12, dtype=dtype)[:, :5]
-    cos, sin = numbers(n, 1, 12, dtype=dtype), numbers(n, 1, 12, dtype=dtype)
-    got = compiled.rotate(heads, cos, sin)
-    torch.testing.assert_close(got, rotate(heads, cos, sin), rtol=tolerance, atol=4 * tolerance)
+def test_a_product_is_what_torch_makes_of_it(
+    num_out: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    weight = numbers(num_out, 37, dtype=dtype)
+    packed = pack(weight)
+    for rows in (*range(1, 20), 300, 700):
+        x = numbers(rows, 37, dtype=dtype)
+        torch.testing.assert_close(packed(x), x @ weight.T, rtol=0, atol=50 * tolerance)
 
 
-def test_silu_is_right_at_its_ends() -> None:
-    ends = torch.tensor([[-1e30, -300.0, -88.0, 0.0, 88.0, 300.0, 1e30, *[1.0] * 7]])
-    got = kernels(torch.float32).silu_mul(ends)
-    torch.testing.assert_close(got, F.silu(ends[:, :7]), rtol=1e-6, atol=2e-8)
+@DTYPES
+def test_a_row_is_the_same_in_any_company(dtype: torch.dtype, tolerance: float) -> None:
+    packed = pack(numbers(100, 64, dtype=dtype))
+    x = numbers(500, 64, dtype=dtype)
+    together = packed(x)
+    for start, end in [(0, 1), (3, 5), (7, 20), (100, 400)]:
+        assert torch.equal(packed(x[start:end]), together[start:end])
 
 
-def test_a_network_says_the_same_with_them_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Llama(LlamaConfig(61, 32, 64, 2, 4, 2, 8, 128)).double().eval()
+def test_columns_of_a_wider_matrix_are_taken_as_they_are() -> None:
+    weight, wide = numbers(5, 8, dtype=torch.float64), numbers(9, 20, dtype=torch.float64)
+    torch.testing.assert_close(pack(weight)(wide[:, 4:12]), wide[:, 4:12] @ weight.T)
+
+
+def test_packed_matrices_are_used_for_inference_and_nothing_else() -> None:
+    model = Llama(LlamaConfig(61, 32, 64, 2, 4, 2, 8, 128))
     model.init_weights(1)
-    ids, places = torch.arange(50) % 61, torch.arange(50)
-    kernels(torch.float64)
-    with torch.inference_mode():
-        fast = model(ids, places, causal_reference)
+    pack(model.lm_head.weight)
+    model.pack()
+    x = numbers(3, 32, dtype=torch.float32).requires_grad_()
+    model.logits(x).sum().backward()
+    assert x.grad is not None
+    before = model.logits(x)
     with torch.no_grad():
-        slow = model(ids, places, causal_reference)
-    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-12)
-    assert not torch.equal(fast, slow), "both went the same way"
-
-
-def test_nothing_in_c_where_something_is_learnt() -> None:
-    assert native.kernels(torch.zeros(1)) is None
+        model.lm_head.weight.zero_()
+    assert not model.logits(x).any()
+    with torch.inference_mode():
+        torch.testing.assert_close(model.logits(x), before)  # as the weights were
+    model.pack()
+    with torch.inference_mode():
+        assert not model.logits(x).any()
 
 
 def test_what_is_compiled_once_is_found_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,21 @@
-/* Powers of two that a compiler can turn into vector instructions, as it cannot a call of libm. */
+/* What all that is written in C here is made of. */
 
 #include <stdint.h>
 #include <string.h>
 #include <tgmath.h>
 
-/* 2^x to 2e-7 of itself, for |x| up to 126 and as at that bound beyond it; exact in doubles. */
-static inline __attribute__((always_inline)) REAL power_of_two(REAL x)
+#if defined __AVX512F__
+#define WIDEST 64 /* bytes; gcc makes poor code of vectors that the processor has not got */
+#elif defined __AVX__
+#define WIDEST 32
+#else
+#define WIDEST 16
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+/* A power of two that a compiler can turn into vector instructions, as it cannot a call of libm.
+   2^x to 2e-7 of itself, for |x| up to 126 and as at that bound beyond it; exact in doubles. */
+INLINE REAL power_of_two(REAL x)
 {
     if (sizeof(REAL) == 8)
         return exp2(x);
