@@ -27,6 +27,7 @@ checkpoint of the package for the others.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -91,10 +92,11 @@ def export(sizes: Sizes, folder: Path) -> Llama:
 
 
 def alone(setting: Setting) -> Figures:
-    model = replace(setting.model, engine=setting.engine())
-    runs = [work.alone(model, setting.sizes, n) for n in range(setting.rounds + 1)][1:]
+    sizes, model = setting.sizes, replace(setting.model, engine=setting.engine())
+    runs = [work.alone(model, sizes, n) for n in range(setting.rounds + 1)][1:]
     return {
         "wall_over_critical_path": round(statistics.median(run.ratio for run in runs), 3),
+        "trace_ms": round(statistics.median(run.wall / sizes.alone for run in runs) * 1e3, 2),
         "token_ms": round(statistics.median(run.token for run in runs) * 1e3, 3),
         "token_ms_beside_siblings": round(
             statistics.median(run.token_in_company for run in runs) * 1e3, 3
@@ -186,6 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     try:
         setting = read_setting(args)
+        gc.set_threshold(50_000)  # As the command line does.
         if args.export is not None:
             export(setting.sizes, args.export)
         elif args.soak is not None:

@@ -123,6 +123,14 @@ def test_an_engine_of_half_precision_gets_the_weights_as_they_are(
     assert any((w != w.bfloat16()).any() for w in trained.values()), "small steps are kept"
 
 
+def test_a_trainer_of_half_precision_agrees_with_its_engine_but_for_rounding(
+    start: Path, tmp_path: Path
+) -> None:
+    recipe = rl(start, grpo={"steps": 2, "precision": "bfloat16"})
+    api.reinforce(recipe, tmp_path, progress=False)
+    assert all(1e-5 < m["mismatch"] < 0.03 for m in read_metrics(tmp_path)[1:])
+
+
 def test_a_run_in_pieces_is_the_run_in_one(start: Path, tmp_path: Path) -> None:
     recipe = rl(start, grpo={"save_every": 10})
     api.reinforce(recipe, tmp_path / "straight", progress=False)

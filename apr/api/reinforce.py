@@ -66,8 +66,8 @@ def reinforce(
         judge = None if recipe.grpo.credit is Credit.ROOT else _judge(model.recipe)
         if world.is_first:
             claim_run(run, recipe)
-        compute = compute_on(default_device(), dtype)
         grpo = recipe.grpo
+        compute = compute_on(default_device(), grpo.precision.dtype or dtype)
         train_grpo(network, sample, grpo, run, validate, judge, progress, world, compute, deadline)
         if world.is_first:
             manifest = read_model_manifest(start).whole | {"grpo": config.to_json(recipe)}

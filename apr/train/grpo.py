@@ -25,7 +25,7 @@ from apr.models.attention import packed_attention
 from apr.models.llama import Llama
 from apr.trace import Trace
 from apr.train.advantage import Advantage, Credit, Rollout, differ, thread_advantages
-from apr.train.compute import Compute, compute_on
+from apr.train.compute import Compute, Precision, compute_on
 from apr.train.log import MetricsLog
 from apr.train.loss import LossConfig, policy_terms, token_weight
 from apr.train.optim import Kind, OptimConfig, make_optimizers, rate, set_rate
@@ -65,6 +65,7 @@ class GRPOConfig:
     )
     micro_tokens: int = 8_192
     """Most tokens in one pass of the network; more are split, with the same gradient."""
+    precision: Precision = Precision.AUTO
     validate_every: int = 25
     save_every: int = 5
     """Steps between states to resume from."""
@@ -114,7 +115,7 @@ def train_grpo(
         judge: what each thread was worth by itself; needed for credit other than ``root``.
         world: the processes that train together; each samples its share of the problems, and all
             see the same folder ``run``.
-        compute: how the network is run; by default as suits the device that it is on.
+        compute: how the network is run; by default as ``config`` says.
         deadline: when to stop, on the clock of ``time.monotonic``; at least one step is made.
 
     Raises:
@@ -129,7 +130,8 @@ def train_grpo(
             f"or give credit by {Credit.ROOT.value!r}"
         )
     world = world or World()
-    compute = compute or compute_on(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    compute = compute or compute_on(device, config.precision.dtype)
     reference = _reference(model) if config.loss.kl else None
     optimizers = make_optimizers(model, config.optim)
     facts = _resume(run, model, optimizers, world)

@@ -264,7 +264,7 @@ def test_the_profile_misses_no_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert engine.main(["--profile", "--size", "small"]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = {line.partition("%  ")[2] for line in lines}
-    rest = {"norms", "rest of the network", "scheduler, cache, asyncio"}
+    rest = {"rest of the network", "scheduler, cache, asyncio"}
     assert found == {"matrix products", "attention", "sampler"} | rest
     assert all(float(line.split()[0]) >= 0 for line in lines)
 

@@ -19,7 +19,7 @@ from apr.errors import CheckpointError, OutOfTime
 from apr.models.attention import Kernel
 from apr.models.llama import Llama
 from apr.train import sft
-from apr.train.compute import Compute
+from apr.train.compute import Compute, Precision
 from apr.train.log import read_metrics
 from apr.train.optim import Kind, OptimConfig
 from apr.train.sft import Losses, SFTConfig, evaluate, token_losses, train_sft
@@ -200,6 +200,16 @@ def test_training_as_on_a_gpu_learns_the_same_but_for_rounding(tmp_path: Path) -
     # With gradients and without; sequences are more or fewer than a power of two. A program for
     # each batch would cost a minute in the middle of a run, again and again.
     assert 2 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+
+
+def test_half_precision_on_a_cpu_learns_the_same_but_for_rounding(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=40, eval_every=20)
+    plain, losses = train(tmp_path / "plain", config)
+    half, rounded = train(tmp_path / "half", replace(config, precision=Precision.BFLOAT16))
+    assert rounded.mean == pytest.approx(losses.mean, abs=0.02)
+    assert rounded.mean != losses.mean
+    for one, other in zip(plain.parameters(), half.parameters(), strict=True):
+        assert other.dtype is one.dtype is torch.float32
 
 
 @pytest.mark.usefixtures("whole_graphs")
