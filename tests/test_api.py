@@ -353,6 +353,33 @@ def test_the_weights_follow_from_the_seed(trained: Trained, tmp_path: Path) -> N
     assert not torch.equal(*weights)
 
 
+def test_training_goes_on_from_a_checkpoint(trained: Trained, tmp_path: Path) -> None:
+    start = trained.checkpoint
+    frozen = replace(RECIPE.sft, optim=replace(RECIPE.sft.optim, lr=0.0, matrix_lr=0.0))
+    recipe = replace(RECIPE, checkpoint=str(start), context=150, sft=frozen)
+    losses = api.train(recipe, tmp_path, trained.data, progress=False)
+    assert losses == trained.losses
+    weights = [load_file(c / "model.safetensors") for c in (start, tmp_path / "checkpoint")]
+    assert all(torch.equal(w, weights[1][name]) for name, w in weights[0].items())
+    assert api.load(tmp_path / "checkpoint").recipe.context == 150
+
+
+@pytest.mark.parametrize("change", ["network", "largest_number"])
+def test_a_checkpoint_of_another_shape_or_tokenizer_is_not_gone_on_from(
+    trained: Trained, tmp_path: Path, change: str
+) -> None:
+    data = tmp_path / "data"
+    recipe = replace(RECIPE, checkpoint=str(trained.checkpoint))
+    if change == "network":
+        recipe, data = replace(recipe, network=replace(RECIPE.network, head_dim=8)), trained.data
+    else:
+        recipe = replace(recipe, largest_number=41)
+        api.make_data(recipe, data, progress=False)
+    with pytest.raises(CheckpointError, match="another shape or tokenizer"):
+        api.train(recipe, tmp_path / "run", data, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_public_names_are_pinned() -> None:
     assert apr.__all__ == [
         "DEMO",

@@ -43,6 +43,8 @@ class Recipe:
     """Everything that a checkpoint depends on."""
 
     sft: SFTConfig
+    checkpoint: str = ""
+    """What training starts from, of the same shape and tokenizer; by default random weights."""
     demonstrations: Demonstrate = field(default_factory=Demonstrate)
     count: int = 100_000
     """Demonstrations to train on, before filters."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from apr import config
 from apr.api.model import read_model_manifest
@@ -18,7 +19,7 @@ from apr.countdown.task import decisive_words, number_words, special_words, voca
 from apr.data.packing import PackedBatches
 from apr.data.shards import ShardConfig, read_manifest, read_shards, write_shards
 from apr.data.tokenizer import HFCodec, build_tokenizer
-from apr.errors import ConfigError, DataError
+from apr.errors import CheckpointError, ConfigError, DataError
 from apr.files import new_file
 from apr.models.checkpoint import default_device, load_checkpoint, save_checkpoint
 from apr.models.llama import Llama, LlamaConfig
@@ -34,7 +35,11 @@ def codec_of(recipe: Recipe) -> HFCodec:
 
 
 def network_of(recipe: Recipe) -> Llama:
-    """The network that ``recipe`` starts from."""
+    """The network that ``recipe`` starts from.
+
+    Raises:
+        CheckpointError: it names a checkpoint that is damaged, or of another shape or tokenizer.
+    """
     codec = codec_of(recipe)
     shape = LlamaConfig(
         vocab_size=codec.size,
@@ -43,11 +48,27 @@ def network_of(recipe: Recipe) -> Llama:
         **config.to_json(recipe.network),
     )
     network = Llama(shape)
+    if recipe.checkpoint:
+        network.load_state_dict(_weights_to_start_from(Path(recipe.checkpoint), shape, codec))
+        return network
     network.init_weights(recipe.seed)
     if recipe.waves:
         words = number_words(recipe.demonstrations.text, recipe.largest_number)
         start_as_waves(network, {codec.vocabulary[word]: n for word, n in words.items()})
     return network
+
+
+def _weights_to_start_from(
+    checkpoint: Path, shape: LlamaConfig, codec: HFCodec
+) -> dict[str, Tensor]:
+    loaded = load_checkpoint(checkpoint, dtype=torch.float32)
+    theirs = replace(loaded.config, max_position_embeddings=shape.max_position_embeddings)
+    if HFCodec.load(checkpoint).fingerprint != codec.fingerprint or theirs != shape:
+        raise CheckpointError(
+            f"{checkpoint} has another shape or tokenizer than the recipe that starts from it: "
+            "give the recipe the text, largest_number and network of the one that made it"
+        )
+    return loaded.state_dict()
 
 
 def batches_of(recipe: Recipe, directory: Path) -> PackedBatches:
@@ -88,13 +109,14 @@ def train(
         deadline: when to stop, on the clock of ``time.monotonic``; at least one step is made.
 
     Raises:
+        CheckpointError: the recipe names a checkpoint that cannot be gone on from.
         DataError: ``data`` is missing, damaged, or made for another tokenizer.
         OutOfTime: the deadline came before the end. The same call goes on from there.
     """
     codec = codec_of(recipe)
     batches, held_out = (batches_of(recipe, data / split) for split in (Split.TRAIN, Split.VALID))
-    claim_run(run, recipe)
     network = network_of(recipe).to(default_device())
+    claim_run(run, recipe)
     watched = _watched(recipe, codec)
     losses = train_sft(
         network,

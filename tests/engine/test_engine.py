@@ -87,6 +87,24 @@ def test_greedy_ids_do_not_depend_on_company_memory_or_cache(network: Llama) -> 
     assert warm.scheduler.num_reused > 500
 
 
+def test_in_c_not_one_bit_depends_on_company_memory_or_cache(
+    network: Llama, backend: str
+) -> None:
+    if backend == "torch":
+        pytest.skip("torch sums in another order for other shapes")
+    single = Llama(network.config)
+    single.load_state_dict(network.state_dict())
+    asked = prompts(30)
+    engine = EmbeddedEngine(single, EngineConfig(page_size=4, prefix_cache=False))
+    alone = [complete(engine, [p], Sampling(30))[0] for p in asked]
+    for other in (
+        EmbeddedEngine(single, EngineConfig(page_size=4)),
+        tight(single),
+        tight(single, max_batch_tokens=7),
+    ):
+        assert complete(other, asked, Sampling(30)) == alone
+
+
 def test_logprobs_are_those_of_a_plain_forward_pass(network: Llama) -> None:
     float32 = Llama(network.config)
     float32.load_state_dict(network.state_dict())
