@@ -9,18 +9,27 @@ from apr.models import native
 from apr.models.llama import Llama, LlamaConfig
 
 
-@pytest.fixture(params=["compiled", "torch"])
+@pytest.fixture(params=["compiled", "torch", pytest.param("cuda", marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Everything that is tested with it runs on the compiled parts, and on torch alone."""
+    """Everything that is tested with it runs in C, in torch alone, and on a GPU."""
     if request.param == "torch":
         monkeypatch.setenv("APR_NATIVE", "0")
-    elif native.packed(torch.zeros(1, 1)) is None:
+    if request.param == "compiled" and native.packed(torch.zeros(1, 1)) is None:
         pytest.skip("no C compiler here")
     return str(request.param)
 
 
+@pytest.fixture
+def network(on_cpu: Llama, request: pytest.FixtureRequest) -> Llama:
+    if "backend" in request.fixturenames and request.getfixturevalue("backend") == "cuda":
+        there = Llama(on_cpu.config).double()
+        there.load_state_dict(on_cpu.state_dict())
+        return there.cuda().eval()
+    return on_cpu
+
+
 @pytest.fixture(scope="session")
-def network() -> Llama:
+def on_cpu() -> Llama:
     # float64 leaves no near ties, so greedy ids can be compared exactly across batch shapes.
     config = LlamaConfig(
         vocab_size=61,

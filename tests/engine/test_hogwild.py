@@ -24,9 +24,9 @@ OPENINGS = ([9, 8, 7], [], [30, 31])
 
 
 @pytest.fixture(scope="module")
-def exact(network: Llama) -> Llama:
+def exact(on_cpu: Llama) -> Llama:
     """The tables are made in float32, whose rounding a sum of two rotations shows."""
-    model, config = copy.deepcopy(network), network.config
+    model, config = copy.deepcopy(on_cpu), on_cpu.config
     theta = config.rope_theta ** (-torch.arange(0, config.head_dim, 2).double() / config.head_dim)
     angles = torch.arange(config.max_position_embeddings)[:, None] * theta
     angles = torch.cat([angles, angles], -1)
