@@ -82,6 +82,7 @@ static void product(int64_t rows, int64_t k, int64_t n, const REAL *x, const REA
         }
 }
 
+/* The same, called by one thread. */
 void linear(int64_t rows, int64_t k, int64_t n, const REAL *x, const REAL *packed, REAL *out)
 {
 #pragma omp parallel if (rows * k * n > SERIAL)
@@ -214,6 +215,7 @@ static void layers(const network *m, const tokens *t)
     took(REST, &since, t->seconds);
 }
 
+/* One step through the network; threads are woken once. */
 void forward(const network *m, const tokens *t)
 {
     int64_t each = m->num_layers * m->width * (4 * m->heads * m->d + 3 * m->inner);
