@@ -20,7 +20,7 @@ SMALL += ["sft.optim.warmup=1", "network.num_hidden_layers=1"]
 
 @pytest.mark.parametrize("path", SFT, ids=lambda p: p.stem)
 def test_a_recipe_runs_from_nothing_to_a_trace(path: Path, tmp_path: Path) -> None:
-    recipe = config.load(path, api.Recipe, SMALL)
+    recipe = config.load(path, api.Recipe, [*SMALL, 'checkpoint=""'])
     made = api.make_data(recipe, tmp_path / "data", progress=False)
     assert made[Split.TRAIN]["tally"]["longest"] < recipe.context, "nothing is cut"
     api.train(recipe, tmp_path / "run", tmp_path / "data", progress=False)

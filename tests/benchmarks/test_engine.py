@@ -303,7 +303,7 @@ def test_a_soak_cancels_evicts_and_leaves_nothing_behind(
     monkeypatch.setattr(endurance, "_WAVE", 3)
     monkeypatch.setattr(endurance, "_LIVES", 40)
     seen: list[endurance.Look] = []
-    found = endurance.soak(small_model, 0.001, seen.append)
+    found = endurance.soak(small_model, 1e-6, seen.append)  # One wave.
     assert found == seen
     assert found[-1].num_cancelled > 0
     assert found[-1].free_pages < found[-1].cached_pages / 4, "nothing had to go"
