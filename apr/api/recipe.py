@@ -43,8 +43,6 @@ class Recipe:
     """Everything that a checkpoint depends on."""
 
     sft: SFTConfig
-    checkpoint: str = ""
-    """What training starts from, of the same shape and tokenizer; by default random weights."""
     demonstrations: Demonstrate = field(default_factory=Demonstrate)
     count: int = 100_000
     """Demonstrations to train on, before filters."""
@@ -67,6 +65,8 @@ class Recipe:
     waves: bool = False
     """Whether embeddings of numbers start as waves (``apr.train.numbers``): arithmetic is learnt
     several times as fast."""
+    checkpoint: str = ""
+    """What training starts from, of the same shape and tokenizer; by default random weights."""
     seed: int = 0
     """Of the weights and of the order of batches; the demonstrations have their own."""
 

@@ -265,7 +265,7 @@ def test_over_the_packaged_model(demo: tuple[Runtime, Countdown]) -> None:
     assert trace.error is None
     assert trace.longest_context <= 200
     workers = [t.calls[0] for t in trace.threads[1:]]
-    assert len({call.ids for call in workers}) == 3
+    assert len({call.ids for call in workers}) > 1, "they go ways of their own"
     assert all(len(call.ids) == len(call.logprobs) for call in workers)
     assert trace.total_tokens == sum(len(call.ids) for call in workers)
     assert trace.sequential_tokens == max(len(call.ids) for call in workers)
