@@ -149,8 +149,8 @@ INLINE REAL largest(vec x)
     return lanes[0];
 }
 
-/* n rows meet the first count tokens of a page; n is known when this is compiled. The next page is
-   asked for meanwhile: pages lie anywhere, so no processor guesses which it is. */
+/* n rows meet the first count tokens of a page; n is known when this is compiled. What is
+   read next is asked for meanwhile: pages lie anywhere, so no processor guesses where that is. */
 INLINE void meet_some(row *rows, int n, const block *b, const block *next, int count)
 {
     enum { VECTORS = PAGE / LANES };

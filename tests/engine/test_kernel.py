@@ -191,13 +191,21 @@ def test_a_prompt_goes_through_its_own_pages_in_tiles() -> None:
     assert np.all(tiles[:-1, 1] >= 8)
 
 
+# The steeper, the more of SiLU's input lies where it is 0 or its input, to the last bit.
+@pytest.mark.parametrize("steepness", [1.0, 100.0, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "shape", [config(), config(4, 4, 12), config(6, 1, 32)], ids=["grouped", "odd", "one-kv"]
 )
-def test_a_network_in_c_is_the_network(shape: LlamaConfig, dtype: torch.dtype) -> None:
+def test_a_network_in_c_is_the_network(
+    shape: LlamaConfig, dtype: torch.dtype, steepness: float
+) -> None:
     model = Llama(shape).to(dtype)
     model.init_weights(1)
+    with torch.no_grad():
+        for block in model.layers:
+            gate, _ = block.mlp.gate_up_proj.weight.chunk(2)  # type: ignore[union-attr]
+            gate *= steepness
     kv = compiled(shape, 4, dtype)
     model.pack()
     texts = [Text(shape, 40, list(range(10)), 1), Text(shape, 3, [10], 2)]
