@@ -15,13 +15,17 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from apr.dialects.tags import Tags
 from apr.engine import EmbeddedEngine, EngineConfig
 from apr.engine.sampler import draw
+from apr.models import native
 from apr.models.llama import Attend, Llama, LlamaConfig
+from apr.models.native import CompiledAttend, CompiledLlama, Wanted
 from apr.runtime import Runtime
 from apr.testing import ByteCodec, ScriptedEngine
 from apr.trace import Trace
@@ -46,9 +50,15 @@ class Replay(Llama):
         self.seconds = 0.0
         """Spent in here."""
         self.num_rows: Counter[int] = Counter()
-        """How often how many rows were sampled from."""
+        """How often torch sampled from how many rows."""
+        self.largest_batch = 0
         self.register_buffer("following", _following(config, trace), persistent=False)
         self.register_buffer("certain", 100 * torch.eye(config.vocab_size), persistent=False)
+
+    def pack(self) -> None:
+        super().pack()
+        if self.compiled is not None:
+            self.compiled = ReplayInC(self)
 
     def forward(self, ids_N: Tensor, positions_N: Tensor, attend: Attend) -> Tensor:
         """Hidden states of which the first number is the id that follows."""
@@ -64,11 +74,54 @@ class Replay(Llama):
     def logits(self, hidden_ND: Tensor) -> Tensor:
         start = time.perf_counter()
         self.num_rows[len(hidden_ND)] += 1
+        self.largest_batch = max(self.largest_batch, len(hidden_ND))
         if self.real:
             super().logits(hidden_ND)
         logits_NV = self.certain[hidden_ND[:, 0].long()]
         self.seconds += time.perf_counter() - start
         return logits_NV
+
+
+class ReplayInC(CompiledLlama):
+    """The same, where C samples, too: as many ids in a row as it would."""
+
+    def __init__(self, replay: Replay) -> None:
+        library = native.compiled(replay.embed_tokens.weight)
+        assert library is not None, "it has just been packed"
+        super().__init__(library, replay)
+        self.replay, self.following = replay, replay.following.long().numpy()
+
+    def decode(
+        self, ids_N: Tensor, positions_N: Tensor, attend: CompiledAttend, wanted: Wanted
+    ) -> list[tuple[list[int], list[float]]]:
+        start = time.perf_counter()
+        last = wanted.last_R
+        told = self.told(ids_N.numpy()[last], positions_N.numpy()[last], wanted)
+        if self.replay.real:
+            # The same rows in each of its steps, whatever it samples.
+            limits = np.array([len(ids) for ids in told])
+            free = wanted._replace(limits_R=limits, stops=[()] * len(told))
+            super().decode(ids_N, positions_N, attend, free)
+        self.replay.largest_batch = max(self.replay.largest_batch, len(last))
+        self.replay.seconds += time.perf_counter() - start
+        return [(ids, [0.0] * len(ids)) for ids in told]
+
+    def told(
+        self, ids: NDArray[np.int64], places: NDArray[np.int64], wanted: Wanted
+    ) -> list[list[int]]:
+        """What ``decode`` of C makes of rows that stand at ``ids`` and ``places``."""
+        num_rows, most = wanted.uniforms_RS.shape
+        told: list[list[int]] = [[] for _ in range(num_rows)]
+        going, stops = np.arange(num_rows), wanted.stops[0]  # Of all, in these trees.
+        for step in range(most):
+            ids = self.following[ids, places]
+            for row, id in zip(going.tolist(), ids.tolist(), strict=True):
+                told[row].append(id)
+            goes_on = ~np.isin(ids, list(stops)) & (step + 1 < wanted.limits_R[going])
+            going, ids, places = going[goes_on], ids[goes_on], places[goes_on] + 1
+            if len(going) == 0 or (num_rows - len(going)) * native.PATIENCE > num_rows:
+                break
+        return told
 
 
 def _following(config: LlamaConfig, trace: Trace) -> Tensor:
@@ -143,15 +196,17 @@ def overhead(shape: LlamaConfig, num_threads: int, rounds: int) -> Overhead:
     for _ in range(rounds):
         network, seconds, num_tokens = _run(shape, trees, expected, real=False)
         free.append(seconds - network.seconds)
-        step.append(_run(shape, trees, expected, real=True)[1])
-    sampler = _sampler_seconds(network)
+        real, seconds, _ = _run(shape, trees, expected, real=True)
+        step.append(seconds)
+    by_torch = _sampler_seconds(network)
+    by_c = 0.0 if real.compiled is None else real.compiled.seconds()["sampler"]
     each = 1e6 / num_tokens
     return Overhead(
-        (statistics.median(free) - sampler) * each,
-        sampler * each,
+        (statistics.median(free) - by_torch) * each,
+        (by_torch + by_c) * each,
         statistics.median(step) * each,
         num_tokens,
-        max(network.num_rows),
+        network.largest_batch,
     )
 
 
@@ -173,7 +228,7 @@ def _run(
 
 
 def _sampler_seconds(network: Replay) -> float:
-    """What sampling takes of one run: each size of batch again by itself."""
+    """What sampling in torch takes of one run: each size of batch again by itself."""
 
     def once(num_rows: int) -> float:
         logits = torch.randn(num_rows, network.config.vocab_size)

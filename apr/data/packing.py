@@ -31,6 +31,7 @@ class Batch(NamedTuple):
     targets_BT: Tensor  # the id that follows, IGNORE where nothing is to be learnt
     positions_BT: Tensor  # within the sequence
     segments_BT: Tensor  # number of the sequence in its row, -1 for padding
+    heard_BT: Tensor  # whether the target stands behind what its thread heard after it first wrote
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(t.to(device, non_blocking=True) for t in self))
@@ -92,19 +93,20 @@ class PackedBatches:
         shape = (self.rows, self.length)
         ids, targets = np.full(shape, self.pad_id), np.full(shape, IGNORE)
         positions, segments = np.zeros(shape, np.int64), np.full(shape, -1)
+        heard = np.zeros(shape, np.bool_)
         for r, row in enumerate(rows):
             start = 0
             for n, index in enumerate(row):
-                sequence, target = self._sequence(index)
+                sequence, loss = self._sequence(index)
                 end = start + len(sequence)
                 ids[r, start:end] = sequence
-                targets[r, start : end - 1] = target
+                targets[r, start : end - 1] = np.where(loss[1:], sequence[1:], IGNORE)
+                heard[r, start : end - 1] = np.logical_or.accumulate(loss[:-1] & ~loss[1:])
                 positions[r, start:end] = np.arange(len(sequence))
                 segments[r, start:end] = n
                 start = end
-        return Batch(*(torch.from_numpy(x) for x in (ids, targets, positions, segments)))
+        return Batch(*(torch.from_numpy(x) for x in (ids, targets, positions, segments, heard)))
 
-    def _sequence(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def _sequence(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         start, end = self.sequences.offsets[index : index + 2]
-        ids, loss = self.sequences.ids[start:end], self.sequences.loss[start:end]
-        return ids, np.where(loss[1:], ids[1:], IGNORE)
+        return self.sequences.ids[start:end], self.sequences.loss[start:end]

@@ -268,6 +268,20 @@ void plan(step *s)
     s->tiles[2 * s->num_tiles] = s->num_tokens;
 }
 
+/* The next step: one more token of each of the n chunks listed, in their order. */
+void advance(step *s, int64_t n, const int64_t *listed)
+{
+    for (int i = 0; i < n; i++) {
+        int c = listed[i];
+        const int32_t *chunk = s->chunks + 3 * c;
+        int end = c + 1 < s->num_chunks ? chunk[3] : s->num_tokens;
+        int32_t next[3] = {i, chunk[1] + end - chunk[0], chunk[2]};
+        memcpy(s->chunks + 3 * i, next, sizeof next);
+    }
+    s->num_chunks = s->num_tokens = n;
+    plan(s);
+}
+
 /* Some key-value heads of a tile, page by page: heads of a page lie side by side. */
 static void attend_tile(const step *s, const block *layer, int tile, int kv_head, int num_heads,
                         const REAL *q, int64_t q_stride, REAL *out)

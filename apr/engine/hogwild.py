@@ -217,8 +217,8 @@ class Hogwild:
             return
         logits_BV = self.model.logits(hidden_ND[torch.tensor(rows, device=hidden_ND.device)])
         samplings = [worker.sampling for _, worker in chosen]
-        drawn = draw(logits_BV, samplings, [worker.rng.random() for _, worker in chosen])
+        drawn = draw(logits_BV, samplings, [worker.next_uniforms(1)[0] for _, worker in chosen])
         for (group, worker), id, logprob in zip(chosen, *drawn, strict=True):
             # Whoever was cancelled since the step began hears nothing more.
             if not group.future.done():
-                worker.append(id, logprob, self.decode)
+                worker.extend([id], [logprob], self.decode)

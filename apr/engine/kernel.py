@@ -71,7 +71,9 @@ class CompiledKV:
         layers = config.num_hidden_layers
         shape = (layers, num_pages * compiled_page_bytes(library, config) // layers)
         self.layers = lazy_zeros(shape, torch.device("cpu"), torch.uint8)
-        self.function = ctypes.cast(library.attend, ctypes.c_void_p).value or 0
+        self.function, self.advance = (
+            ctypes.cast(f, ctypes.c_void_p).value or 0 for f in (library.attend, library.advance)
+        )
 
     def order(self, chunks: Sequence[Chunk]) -> list[Chunk]:
         """Sequences that begin with the same pages side by side."""
@@ -86,7 +88,7 @@ class StepAttend(native.CompiledAttend):
     """Attention for one step of the engine."""
 
     def __init__(self, kv: CompiledKV, chunks: Sequence[Chunk]) -> None:
-        self.kv, self.function = kv, kv.function
+        self.kv, self.function, self.advance = kv, kv.function, kv.advance
         sequences, starts, ends = zip(*chunks, strict=True)
         tables = [sequence.pages for sequence in sequences]
         lengths = np.array(ends) - starts

@@ -86,6 +86,27 @@ class Scheduler:
             budget -= end - start
         return chunks
 
+    def stretch(self, chunks: list[Chunk], count: int) -> int:
+        """Give each of ``chunks`` room for up to ``count`` ids more, if there is room for all.
+
+        Returns:
+            ``count``, or 1 where there is not: for which nothing more is needed.
+        """
+        ends = [
+            c.end + min(count, c.sequence.sampling.max_tokens - c.sequence.num_sampled) - 1
+            for c in chunks
+        ]
+        missing = [
+            max(0, self._pages_for(end) - len(c.sequence.pages))
+            for c, end in zip(chunks, ends, strict=True)
+        ]
+        if not self._make_room(sum(missing)):
+            return 1
+        for chunk, num_pages in zip(chunks, missing, strict=True):
+            if num_pages:
+                chunk.sequence.pages.extend(self.pool.allocate(num_pages))
+        return count
+
     def commit(self, chunks: list[Chunk]) -> None:
         """Keys and values of ``chunks`` are in their pages: whoever comes next may share them."""
         for sequence, _, end in chunks:

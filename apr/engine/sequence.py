@@ -23,7 +23,8 @@ class Sequence:
     future: Future[Completion]
     on_token: Callable[[int], None] | None
     rng: random.Random
-    """Drawn from once per sampled id, so that its stream depends on the seed alone."""
+    """Its stream depends on the seed alone: number n of ``uniforms`` is for the nth id sampled."""
+    uniforms: list[float] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     pages: array[int] = field(default_factory=lambda: array("i"))
     num_computed: int = 0
@@ -42,19 +43,29 @@ class Sequence:
     def num_sampled(self) -> int:
         return len(self.ids) - self.num_prompt
 
-    def append(self, id: int, logprob: float, decode: Callable[[Ids[int]], str] | None) -> None:
-        """Take a sampled id; resolves ``future`` if it was the last.
+    def next_uniforms(self, count: int) -> list[float]:
+        """Random numbers for the next ids, the same ones until those are there."""
+        start = self.num_sampled
+        while len(self.uniforms) < start + count:
+            self.uniforms.append(self.rng.random())
+        return self.uniforms[start : start + count]
+
+    def extend(
+        self, ids: list[int], logprobs: list[float], decode: Callable[[Ids[int]], str] | None
+    ) -> None:
+        """Take sampled ids, of which the last at most ends it; resolves ``future`` if one does.
 
         Whoever was cancelled since the step began no longer waits, and hears nothing more.
         """
         if self.future.done():
             return
-        self.ids.append(id)
-        self.logprobs.append(logprob)
+        self.ids += ids
+        self.logprobs += logprobs
         try:
             if self.on_token is not None:
-                self.on_token(id)
-            if id in self.sampling.stop_ids or self._spells_stop(decode):
+                for id in ids:
+                    self.on_token(id)
+            if ids[-1] in self.sampling.stop_ids or self._spells_stop(decode):
                 self.finish(FinishReason.STOP)
             elif self.num_sampled == self.sampling.max_tokens:
                 self.finish(FinishReason.LENGTH)

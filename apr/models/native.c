@@ -6,6 +6,7 @@
 
 #include "vectors.h"
 #include <omp.h>
+#include <stdlib.h>
 
 /* A tile is ROWS rows by VECTORS vectors of sums: with 32 registers 8 rows, with 16 of them 4. */
 #if defined __AVX512F__ || defined __aarch64__
@@ -144,7 +145,7 @@ typedef struct {
     const REAL **layers; /* for each: norm, qkv, o, norm, gate and up, down */
 } network;
 
-enum { PRODUCTS, ATTENTION, REST }; /* parts of a step, to tell where the time goes */
+enum { PRODUCTS, ATTENTION, REST, SAMPLER }; /* parts of a step, to tell where the time goes */
 
 /* Attention of one layer: of q, k and v, each with its numbers from one token to the next, to out. */
 typedef void attention(const void *step, void *layer, const REAL *q, int64_t q_stride, const REAL *k,
@@ -153,9 +154,9 @@ typedef void attention(const void *step, void *layer, const REAL *q, int64_t q_s
 /* One step. Keys and values of a layer lie kv_bytes after those of the one before. */
 typedef struct {
     int64_t n;
-    const int64_t *ids, *positions;
+    int64_t *ids, *positions;
     attention *attend;
-    const void *step;
+    void *step;
     char *kv;
     int64_t kv_bytes;
     REAL *scratch, *out; /* out (n, width): after the final norm */
@@ -221,4 +222,132 @@ void forward(const network *m, const tokens *t)
     int64_t each = m->num_layers * m->width * (4 * m->heads * m->d + 3 * m->inner);
 #pragma omp parallel if (t->n * each > MANY)
     layers(m, t);
+}
+
+/* Which tokens of a step are sampled from, how, and what has been: rows, up to so many ids of each. */
+typedef struct {
+    int64_t num_rows, most, vocab;
+    int64_t patience;        /* all is over when more than one in so many rows have ended */
+    const REAL *head;        /* packed */
+    int64_t *chunks, *last;  /* of those that go on: their chunk, and the last of its tokens */
+    const double *temperatures, *top_p, *uniforms; /* 0 is greedy; (num_rows, most): in [0, 1) */
+    const int64_t *top_k, *limits, *stops, *stop_ends; /* ... most ids, ids to end with and whose */
+    void (*advance)(void *step, int64_t n, const int64_t *chunks);
+    REAL *hidden, *logits;   /* (num_rows, width) and (num_rows, vocab), to work in */
+    int64_t *rows, *ids, *counts; /* of those that go on; (num_rows, most), and how many of each */
+    double *logprobs;        /* like ids; at temperature 1 */
+} draws;
+
+typedef struct {
+    REAL logit;
+    int64_t id;
+} ranked;
+
+static int by_rank(const void *a, const void *b)
+{
+    const ranked *x = a, *y = b;
+    return x->logit != y->logit ? (x->logit < y->logit ? 1 : -1) : x->id < y->id ? -1 : 1;
+}
+
+INLINE REAL weight(REAL logit, REAL max, REAL per)
+{
+    return logit == -(REAL)INFINITY ? 0 : power_of_two((logit - max) * per);
+}
+
+static double mass(int64_t vocab, const REAL *logits, REAL max, REAL per)
+{
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < vocab; j++)
+        sum += weight(logits[j], max, per);
+    return sum;
+}
+
+/* Leaves the top_k likeliest ids, and of those the fewest that hold top_p. */
+static void keep_likeliest(int64_t vocab, REAL *logits, REAL max, REAL per, int64_t top_k, double top_p)
+{
+    ranked *order = malloc(vocab * sizeof *order);
+    for (int64_t j = 0; j < vocab; j++)
+        order[j] = (ranked){logits[j], j};
+    qsort(order, vocab, sizeof *order, by_rank);
+    double before = 0, whole = mass(vocab, logits, max, per);
+    for (int64_t rank = 0; rank < vocab; rank++) {
+        if (rank >= top_k || before >= top_p * whole)
+            logits[order[rank].id] = -(REAL)INFINITY;
+        before += weight(order[rank].logit, max, per);
+    }
+    free(order);
+}
+
+/* One id, by the inverse of the cumulative distribution, whose sums are doubles. */
+static int64_t draw(const draws *d, int64_t row, double uniform, REAL *logits, double *logprob)
+{
+    const REAL log2e = 1.4426950408889634;
+    int64_t id = 0;
+    for (int64_t j = 1; j < d->vocab; j++)
+        id = logits[j] > logits[id] ? j : id;
+    REAL max = logits[id], chosen = max, per = log2e / d->temperatures[row];
+    *logprob = -log(mass(d->vocab, logits, max, log2e));
+    if (d->temperatures[row] > 0) {
+        if (d->top_k[row] < d->vocab || d->top_p[row] < 1)
+            keep_likeliest(d->vocab, logits, max, per, d->top_k[row], d->top_p[row]);
+        double left = uniform * mass(d->vocab, logits, max, per);
+        for (int64_t j = 0; j < d->vocab && left >= 0; j++) {
+            REAL p = weight(logits[j], max, per);
+            id = p > 0 ? j : id;
+            left -= p;
+        }
+        chosen = logits[id];
+    }
+    *logprob += chosen - max;
+    return id;
+}
+
+static int ends(const draws *d, int64_t row, int64_t id)
+{
+    for (int64_t i = row ? d->stop_ends[row - 1] : 0; i < d->stop_ends[row]; i++)
+        if (d->stops[i] == id)
+            return 1;
+    return d->counts[row] == d->limits[row];
+}
+
+/* Steps and samples, until every row has as many ids as may be, or too few go on. A row that ends is
+   left out of the next step. Only the first step may have more tokens than rows. */
+void decode(const network *m, tokens *t, draws *d)
+{
+    for (int64_t n = d->num_rows, step = 0;; step++) {
+        forward(m, t);
+        for (int64_t i = 0; i < n; i++)
+            memcpy(d->hidden + i * m->width, t->out + d->last[i] * m->width, m->width * sizeof(REAL));
+#pragma omp parallel if (n * m->width * d->vocab > SERIAL)
+        {
+            double since = omp_get_wtime();
+            product(n, m->width, d->vocab, d->hidden, d->head, d->logits, 0);
+            took(PRODUCTS, &since, t->seconds);
+#pragma omp for
+            for (int64_t i = 0; i < n; i++) {
+                int64_t at = d->rows[i] * d->most + step;
+                d->ids[at] = draw(d, d->rows[i], d->uniforms[at], d->logits + i * d->vocab,
+                                  d->logprobs + at);
+            }
+            took(SAMPLER, &since, t->seconds);
+        }
+        int64_t kept = 0;
+        for (int64_t i = 0; i < n; i++) {
+            int64_t row = d->rows[i], id = d->ids[row * d->most + step];
+            d->counts[row]++;
+            if (ends(d, row, id))
+                continue;
+            t->ids[kept] = id;
+            t->positions[kept] = t->positions[d->last[i]] + 1;
+            d->rows[kept] = row, d->chunks[kept] = d->chunks[i], d->last[kept] = kept;
+            kept++;
+        }
+        if (step + 1 == d->most || !kept || (d->num_rows - kept) * d->patience > d->num_rows)
+            return;
+        d->advance(t->step, kept, d->chunks);
+        for (int64_t i = 0; i < kept; i++)
+            d->chunks[i] = i;
+        t->n = n = kept;
+    }
 }

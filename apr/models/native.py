@@ -15,12 +15,14 @@ import os
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -29,9 +31,12 @@ if TYPE_CHECKING:
 # Not -ffast-math: it would change how the whole process rounds the smallest numbers.
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 _TYPES = {torch.float32: "float", torch.float64: "double"}
-_HEADER = Path(__file__).with_name("vectors.h")
+SOURCE = Path(__file__).with_name("native.c")
+PATIENCE = 32
+"""A burst is over when more than one in so many of its rows have ended: somebody may be waiting."""
+_HEADER = SOURCE.with_name("vectors.h")
 _COMPILE_SECONDS = 120
-_PARTS = ("matrix products", "attention", "rest of the network")
+_PARTS = ("matrix products", "attention", "rest of the network", "sampler")
 """As ``native.c`` counts them."""
 
 
@@ -113,6 +118,8 @@ class CompiledAttend:
     """Where it is: an ``attention`` of ``native.c``."""
     step: int
     """Its first argument."""
+    advance: int
+    """Where is what readies that for the next token: as in ``draws`` of ``native.c``."""
     layers: Tensor
     """Keys and values, a row of bytes for each layer."""
 
@@ -141,11 +148,42 @@ class _Tokens(ctypes.Structure):
     )
 
 
+class _Draws(ctypes.Structure):
+    """``draws`` of ``native.c``."""
+
+    _fields_ = (
+        *((n, ctypes.c_int64) for n in ("num_rows", "most", "vocab", "patience")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("head", "chunks", "last", "temperatures", "top_p", "uniforms"),
+                *("top_k", "limits", "stops", "stop_ends", "advance"),
+                *("hidden", "logits", "rows", "ids", "counts", "logprobs"),
+            )
+        ),
+    )
+
+
+class Wanted(NamedTuple):
+    """What is to be sampled behind a step: R rows, at most S ids of each."""
+
+    chunks_R: NDArray[np.int64]  # which chunk of the step a row goes on from
+    last_R: NDArray[np.int64]  # the last of that chunk's tokens
+    temperatures_R: NDArray[np.float64]  # 0 is greedy
+    top_p_R: NDArray[np.float64]
+    uniforms_RS: NDArray[np.float64]  # in [0, 1)
+    top_k_R: NDArray[np.int64]  # the size of the vocabulary is no limit
+    limits_R: NDArray[np.int64]  # most ids, up to S
+    stops: list[Sequence[int]]  # ids to end with, of each row
+
+
 class CompiledLlama:
     """The whole of a packed network in one call. Shares all weights but the packed copies."""
 
     def __init__(self, compiled: ctypes.CDLL, model: Llama) -> None:
-        self._forward, config = compiled.forward, model.config
+        self._forward, self._decode, config = compiled.forward, compiled.decode, model.config
+        assert model.lm_head.packed is not None, "weights are packed first"
+        self._head = model.lm_head.packed
         self._seconds = np.zeros(len(_PARTS))
         dtype = model.embed_tokens.weight.dtype
         tables = [model.embed_tokens.weight, model.cos.to(dtype), model.sin.to(dtype)]
@@ -172,11 +210,60 @@ class CompiledLlama:
 
     def __call__(self, ids_N: Tensor, positions_N: Tensor, attend: CompiledAttend) -> Tensor:
         """As ``apr.models.llama.Llama.forward``."""
-        num_tokens, embed = len(ids_N), self._weights[0]
+        out, scratch = self._room(len(ids_N))
+        tokens = self._tokens(ids_N, positions_N, attend, out, scratch)
+        self._forward(ctypes.byref(self._network), ctypes.byref(tokens))
+        return out
+
+    def decode(
+        self, ids_N: Tensor, positions_N: Tensor, attend: CompiledAttend, wanted: Wanted
+    ) -> list[tuple[list[int], list[float]]]:
+        """Sample behind a step, feed that back, and so on: of each row ids and their logprobs.
+
+        A row ends with one of its stop ids or at its limit, and all do once more of them have
+        ended than ``PATIENCE`` allows. Ids and positions are overwritten.
+        """
+        out, scratch = self._room(len(ids_N))
+        tokens = self._tokens(ids_N, positions_N, attend, out, scratch)
+        num_rows, most = wanted.uniforms_RS.shape
+        hidden = out.new_empty(num_rows, self._network.width + self._head.num_out)
+        rows = np.arange(num_rows)
+        stops = np.array([id for ids in wanted.stops for id in ids], np.int64)
+        stop_ends = np.array([len(ids) for ids in wanted.stops]).cumsum()
+        ids, counts = np.empty((num_rows, most), np.int64), np.zeros(num_rows, np.int64)
+        logprobs = np.empty((num_rows, most))
+        draws = _Draws(
+            num_rows,
+            most,
+            self._head.num_out,
+            PATIENCE,
+            self._head.numbers.data_ptr(),
+            *(x.ctypes.data for x in (*wanted[:-1], stops, stop_ends)),
+            attend.advance,
+            hidden.data_ptr(),
+            hidden.data_ptr() + num_rows * self._network.width * hidden.itemsize,
+            *(x.ctypes.data for x in (rows, ids, counts, logprobs)),
+        )
+        self._decode(*(ctypes.byref(x) for x in (self._network, tokens, draws)))
+        told = zip(ids.tolist(), logprobs.tolist(), counts.tolist(), strict=True)
+        return [(ids[:count], logprobs[:count]) for ids, logprobs, count in told]
+
+    def _room(self, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """For what comes out of the network, and to work in."""
+        embed = self._weights[0]
         out = embed.new_empty(num_tokens, self._network.width)
-        scratch = embed.new_empty(num_tokens * self._scratch)
-        tokens = _Tokens(
-            num_tokens,
+        return out, embed.new_empty(num_tokens * self._scratch)
+
+    def _tokens(
+        self,
+        ids_N: Tensor,
+        positions_N: Tensor,
+        attend: CompiledAttend,
+        out: Tensor,
+        scratch: Tensor,
+    ) -> _Tokens:
+        return _Tokens(
+            len(ids_N),
             ids_N.data_ptr(),
             positions_N.data_ptr(),
             attend.function,
@@ -187,8 +274,6 @@ class CompiledLlama:
             out.data_ptr(),
             self._seconds.ctypes.data,
         )
-        self._forward(ctypes.byref(self._network), ctypes.byref(tokens))
-        return out
 
 
 def _layer(block: Block) -> list[Tensor]:
@@ -211,26 +296,29 @@ def _layer(block: Block) -> list[Tensor]:
 
 def packed(weight: Tensor) -> Packed | None:
     """``weight`` for inference; None off CPUs and without a compiler."""
-    compiled = _compiled(weight)
-    return None if compiled is None else Packed(compiled, weight)
+    found = compiled(weight)
+    return None if found is None else Packed(found, weight)
 
 
 def compiled_llama(model: Llama) -> CompiledLlama | None:
     """``model``, whose projections are packed; None off CPUs and without a compiler."""
-    compiled = _compiled(model.embed_tokens.weight)
-    return None if compiled is None else CompiledLlama(compiled, model)
+    found = compiled(model.embed_tokens.weight)
+    return None if found is None else CompiledLlama(found, model)
 
 
-def _compiled(weight: Tensor) -> ctypes.CDLL | None:
+def compiled(weight: Tensor) -> ctypes.CDLL | None:
+    """``native.c`` for the numbers of ``weight``; None off CPUs and without a compiler."""
     if weight.device.type != "cpu":
         return None
-    found = library(Path(__file__).with_name("native.c"), weight.dtype)
+    found = library(SOURCE, weight.dtype)
     if found is not None:
         n, p = ctypes.c_int64, ctypes.c_void_p
         found.panel.restype = found.scratch.restype = n
         found.pack.restype = found.linear.restype = found.forward.restype = None
+        found.decode.restype = None
         found.pack.argtypes = [n, n, p, p]
         found.linear.argtypes = [n, n, n, p, p, p]
         found.scratch.argtypes = [p]
         found.forward.argtypes = [p, p]
+        found.decode.argtypes = [p, p, p]
     return found

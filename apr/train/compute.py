@@ -45,6 +45,7 @@ class Inputs(NamedTuple):
     ids_N: Tensor
     targets_N: Tensor
     positions_N: Tensor
+    heard_N: Tensor
     attend: Attend
     num_learnt: int
 
@@ -71,12 +72,11 @@ class Compute:
 
     def inputs(self, batch: Batch) -> Inputs:
         """``batch``, which is on the host, on the device."""
-        ids_N, targets_N, positions_N = (
-            self._place(t.flatten()) for t in (batch.ids_BT, batch.targets_BT, batch.positions_BT)
-        )
+        columns = (batch.ids_BT, batch.targets_BT, batch.positions_BT, batch.heard_BT)
+        ids_N, targets_N, positions_N, heard_N = (self._place(t.flatten()) for t in columns)
         attend = packed_attention(batch.segments_BT, self.device, self.kernel)
         num_learnt = int((batch.targets_BT != IGNORE).sum())
-        return Inputs(ids_N, targets_N, positions_N, attend, num_learnt)
+        return Inputs(ids_N, targets_N, positions_N, heard_N, attend, num_learnt)
 
     def feed(self, batches: PackedBatches, start: int) -> Generator[Inputs]:
         """The batches from number ``start`` on, without end."""

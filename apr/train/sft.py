@@ -43,6 +43,9 @@ class SFTConfig:
     accumulate: int = 1
     """Batches whose gradients make one update."""
     precision: Precision = Precision.AUTO
+    heard_weight: float = 1.0
+    """Weight in the loss of what a thread writes once it has heard its children. It is what becomes
+    of all their work, and one token in twenty of a root's."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval_every: int = 500
     """Steps between held-out losses."""
@@ -160,6 +163,7 @@ class _Update:
         for inputs in batches:
             loss_N = _losses(self.model, inputs, self.compute)
             weights_N = self.weights_V[inputs.targets_N.clamp(min=0)]
+            weights_N = torch.where(inputs.heard_N, self.config.heard_weight * weights_N, weights_N)
             weighted = (loss_N * weights_N).sum() / num_learnt
             weighted.backward()  # type: ignore[no-untyped-call]
             total += loss_N.detach().sum() / num_learnt
@@ -228,7 +232,7 @@ def token_losses(model: Llama, batch: Batch) -> Tensor:
 
 
 def _losses(model: Llama, inputs: Inputs, compute: Compute) -> Tensor:
-    ids_N, targets_N, positions_N, attend, _ = inputs
+    ids_N, targets_N, positions_N, _, attend, _ = inputs
     with compute.autocast():
         run = _compiled() if compute.compiled else _cross_entropy
         return run(model, ids_N, targets_N, positions_N, attend)

@@ -170,8 +170,13 @@ def test_another_checkout_is_measured_beside_this_one(
 ) -> None:
     package = Path(apr.__file__).parent
     shutil.copytree(package, tmp_path / "apr", ignore=shutil.ignore_patterns("checkpoints"))
-    sampler = tmp_path / "apr" / "engine" / "sampler.py"
-    sampler.write_text(sampler.read_text().replace("argmax", "argmin"))
+    for name, this, that in [
+        ("engine/sampler.py", "argmax", "argmin"),
+        ("models/native.c", "logits[j] > logits[id]", "logits[j] < logits[id]"),
+    ]:
+        file = tmp_path / "apr" / name
+        assert this in file.read_text()
+        file.write_text(file.read_text().replace(this, that))
     flags = ["--size", "small", "--rounds", "1", "--peers", "", "--before", str(tmp_path)]
     assert engine.main(["reference", *flags]) == 0
     found = last_line(capsys.readouterr().out)["reference"]
@@ -217,7 +222,7 @@ def test_the_double_writes_what_the_trace_says_in_any_company() -> None:
         network = overhead.Replay(read_config(apr.DEMO), expected, real).eval()
         traces = trees.run(EmbeddedEngine(network, EngineConfig(page_size=8)))
         assert [ids_of(t) for t in traces] == [ids_of(expected)] * 2
-        assert max(network.num_rows) == 22
+        assert network.largest_batch == 22
 
 
 def ids_of(trace: Trace) -> list[list[tuple[int, ...]]]:
@@ -236,7 +241,7 @@ def test_the_double_refuses_a_trace_that_it_could_not_write() -> None:
 def test_overhead_is_what_network_and_sampler_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     network = overhead.Replay(read_config(apr.DEMO), overhead.Trees(1).expected(), real=False)
     network.seconds = 1.0
-    network.num_rows[1000] = 7
+    network.largest_batch = 1000
     seconds = {False: iter((5.0, 4.0, 30.0)), True: iter((100.0, 20.0, 40.0))}
     monkeypatch.setattr(overhead, "_run", lambda *_, real: (network, next(seconds[real]), 1000))
     monkeypatch.setattr(overhead, "_sampler_seconds", lambda _: 0.5)

@@ -160,6 +160,72 @@ def test_a_seed_names_a_sample_whatever_else_runs(network: Llama) -> None:
     assert [c.ids for c in other] != alone
 
 
+HOW = [
+    Sampling(30),
+    Sampling(30, temperature=1.0, seed=5),
+    Sampling(30, temperature=0.3, top_k=7, seed=6),
+    Sampling(30, temperature=2.0, top_p=0.8, seed=7),
+    Sampling(30, temperature=1.5, top_k=20, top_p=0.9, seed=8, stop_ids=(3, 51)),
+    Sampling(30, temperature=1.0, top_k=1, seed=9),
+]
+
+
+async def complete_each(engine: EmbeddedEngine, asked: list[list[int]]) -> list[Completion]:
+    """Every prompt in every one of those ways, all at the same time."""
+    return await asyncio.gather(*(engine.generate(p, how) for p in asked for how in HOW))
+
+
+def test_c_samples_what_torch_samples(
+    network: Llama, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend != "compiled":
+        pytest.skip("it is what C is held against")
+    asked = prompts(8)
+    in_c = asyncio.run(complete_each(EmbeddedEngine(network), asked))
+    monkeypatch.setenv("APR_NATIVE", "0")
+    plain = asyncio.run(complete_each(EmbeddedEngine(network), asked))
+    assert len({c.ids for c in plain}) == 40  # Of 48: of one id there is nothing to choose.
+    assert any(len(c.ids) < 30 for c in plain)
+    for a, b in zip(in_c, plain, strict=True):
+        assert (a.ids, a.finish_reason) == (b.ids, b.finish_reason)
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-9)
+
+
+def test_how_many_ids_come_in_a_row_changes_no_bit(network: Llama) -> None:
+    asked = prompts(8)
+    engines = {n: EmbeddedEngine(network, EngineConfig(burst=n)) for n in (1, 3, 8, 100)}
+    engines[0] = tight(network)
+    got = {n: asyncio.run(complete_each(engine, asked)) for n, engine in engines.items()}
+    for engine in engines.values():
+        engine.scheduler.check()
+        assert not engine.scheduler.running
+    assert engines[0].scheduler.num_preempted > 0
+    ids = [[c.ids for c in completions] for completions in got.values()]
+    assert ids.count(ids[0]) == len(ids)
+
+
+def test_a_burst_is_over_when_somebody_may_be_waited_for(network: Llama, backend: str) -> None:
+    if backend != "compiled":
+        pytest.skip("bursts are of C")
+    engine = EmbeddedEngine(network, EngineConfig(burst=16))
+    steps: list[list[int]] = []
+    heard: list[list[int]] = [[], []]
+
+    async def run() -> None:
+        tasks = [
+            asyncio.create_task(engine.generate([5, n], Sampling(limit), heard[n].append))
+            for n, limit in enumerate((6, 60))
+        ]
+        while not all(task.done() for task in tasks):
+            await asyncio.sleep(0)
+            lengths = [len(ids) for ids in heard]
+            if not steps or lengths != steps[-1]:
+                steps.append(lengths)
+
+    asyncio.run(run())
+    assert steps == [[0, 0], [6, 6], [6, 22], [6, 38], [6, 54], [6, 60]]
+
+
 def test_a_parent_that_goes_on_does_not_compute_its_prefix_again(network: Llama) -> None:
     engine = EmbeddedEngine(network, EngineConfig(page_size=4))
     prompt = prompts(1)[0]
@@ -199,7 +265,7 @@ def test_tokens_are_heard_as_they_are_sampled(network: Llama) -> None:
 
 def test_cancelling_frees_pages_at_once_and_nobody_else_notices(network: Llama) -> None:
     asked = prompts(6)
-    engine = EmbeddedEngine(network, EngineConfig(page_size=4, prefix_cache=False))
+    engine = EmbeddedEngine(network, EngineConfig(page_size=4, burst=2, prefix_cache=False))
 
     async def run() -> list[Completion]:
         tasks = [asyncio.create_task(engine.generate(p, Sampling(40))) for p in asked]
@@ -302,6 +368,8 @@ def test_a_failing_network_fails_every_request_and_the_engine_lives_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(network, "forward", broken)
+        if network.compiled is not None:
+            patch.setattr(network.compiled, "decode", broken)
         failed = asyncio.run(run())
     assert all(isinstance(e, EngineError) and "no more memory" in str(e) for e in failed)
     engine.scheduler.check()

@@ -24,7 +24,8 @@ def sequence(loop: asyncio.AbstractEventLoop, num_prompt: int, max_tokens: int, 
 
 
 def step(scheduler: Scheduler) -> None:
-    """What the engine does, but for the network: every sequence that may sample samples 7."""
+    """What the engine does, but for the network: every sequence that may sample samples a 7 or,
+    in a burst, two."""
     chunks = scheduler.schedule()
     assert chunks, "somebody waits and nobody may run"
     assert sum(c.end - c.start for c in chunks) <= scheduler.max_batch_tokens
@@ -39,10 +40,16 @@ def step(scheduler: Scheduler) -> None:
         for p in {p // scheduler.page_size * scheduler.page_size for p in range(c.start, c.end)}
     ]
     assert len(written) == len(set(written))
+    burst = scheduler.stretch(chunks, 2) if all(c.samples for c in chunks) else 1
+    assert all(len(c.sequence.pages) * scheduler.page_size >= c.end for c in chunks)
     scheduler.commit(chunks)
     for chunk in chunks:
         if chunk.samples:
-            chunk.sequence.append(7, -1.0, None)
+            sequence = chunk.sequence
+            count = min(burst, sequence.sampling.max_tokens - sequence.num_sampled)
+            sequence.num_computed += count - 1
+            assert len(sequence.pages) * scheduler.page_size >= sequence.num_computed
+            sequence.extend([7] * count, [-1.0] * count, None)
             if chunk.sequence.future.done():
                 scheduler.remove(chunk.sequence)
     scheduler.check()
