@@ -66,7 +66,7 @@ def where_time_goes(ours: EmbeddedEngine, work: Generate) -> dict[str, float]:
     _watch(ours.model, clock)
     if compiled is not None:
         compiled.decode = clock.timed(NETWORK, compiled.decode)  # type: ignore[method-assign]
-    with patch("apr.engine.engine.draw", clock.timed("sampler", draw)):
+    with patch("apr.engine.steps.draw", clock.timed("sampler", draw)):
         clock.settle()
         clock.seconds.clear()
         before = {} if compiled is None else compiled.seconds()

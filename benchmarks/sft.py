@@ -27,9 +27,9 @@ from apr import api, config
 from apr.api.training import batches_of, network_of
 from apr.countdown.problem import Split
 from apr.data.packing import PackedBatches
-from apr.models.attention import Kernel, kernel_of
 from apr.models.checkpoint import default_device
 from apr.models.llama import Linear, Llama
+from apr.train.attention import Kernel, kernel_of
 from apr.train.compute import Compute, compute_on
 from apr.train.sft import train_sft
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from apr.models.attention import causal_reference
 from apr.models.llama import Llama, LlamaConfig
+from apr.train.attention import causal_reference
 
 
 def tiny_config(tied: bool = False, num_kv_heads: int = 2, vocab_size: int = 40) -> LlamaConfig:

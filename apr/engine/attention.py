@@ -62,8 +62,10 @@ class PagedKV:
         self.num_pages = num_pages
         self.page_size = page_size
         self.precision = precision
+        self.unread_page = num_pages
+        """One more than are given out: rows that only pad a step write to it."""
         width = config.num_key_value_heads * config.head_dim
-        shape = (config.num_hidden_layers, num_pages, page_size, width)
+        shape = (config.num_hidden_layers, num_pages + 1, page_size, width)
         # Zeros, not whatever is there: a masked NaN is still a NaN.
         self.k = lazy_zeros(shape, device, dtype)
         self.v = lazy_zeros(shape, device, dtype)
@@ -74,7 +76,7 @@ class PagedKV:
 
     def attend(self, chunks: Sequence[Chunk]) -> PagedAttend:
         """For a step of ``chunks``, which are in order."""
-        return PagedAttend(self, chunks)
+        return PagedAttend.of_chunks(self, chunks)
 
 
 def lazy_zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -96,20 +98,35 @@ def page_bytes(config: LlamaConfig, page_size: int, dtype: torch.dtype) -> int:
 class PagedAttend:
     """``apr.models.llama.Attend`` for one step of the engine."""
 
-    def __init__(self, kv: PagedKV, chunks: Sequence[Chunk]) -> None:
-        self.kv = kv
-        size = kv.page_size
+    def __init__(self, kv: PagedKV, slots_N: Tensor, groups: list[_Group]) -> None:
+        """
+        Args:
+            slots_N: where the keys and values of each token go.
+            groups: all tokens, in order.
+        """
+        self.kv, self.slots_N, self.groups = kv, slots_N, groups
+
+    @classmethod
+    def of_chunks(cls, kv: PagedKV, chunks: Sequence[Chunk]) -> PagedAttend:
+        """For ``chunks``, which are in order."""
+        size, device = kv.page_size, kv.k.device
         slots = [
             c.sequence.pages[position // size] * size + position % size
             for c in chunks
             for position in range(c.start, c.end)
         ]
-        self.slots_N = torch.tensor(slots, device=kv.k.device)
-        self.groups: list[_Group] = []
-        token = 0
+        groups: list[_Group] = []
         for _, members in groupby(chunks, lambda c: _group_key(c, size)):
-            self.groups.append(_Group(kv, list(members), token))
-            token = self.groups[-1].end
+            groups.append(_group(list(members), groups[-1].end if groups else 0, size, device))
+        return cls(kv, torch.tensor(slots, device=device), groups)
+
+    @classmethod
+    def of_rows(cls, kv: PagedKV, positions_B: Tensor, pages_BP: Tensor) -> PagedAttend:
+        """For a token of each of B sequences; nothing here waits for the device."""
+        size = kv.page_size
+        pages_B = pages_BP.gather(1, (positions_B // size)[:, None])[:, 0]
+        group = _Group(0, positions_B[:, None], pages_BP, size)
+        return cls(kv, pages_B * size + positions_B % size, [group])
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k_pages, v_pages, rounded = self.kv.k[layer], self.kv.v[layer], self.kv.precision.rounded
@@ -124,28 +141,49 @@ def _group_key(chunk: Chunk, page_size: int) -> tuple[int, int]:
     return (chunk.end - chunk.start).bit_length(), num_pages.bit_length()
 
 
+def _group(chunks: Sequence[Chunk], start: int, size: int, device: torch.device) -> _Group:
+    """``chunks``, which begin at token ``start`` of the step, padded to the longest."""
+    lengths = [c.end - c.start for c in chunks]
+    num_pages = -(-max(c.end for c in chunks) // size)
+    table = [
+        [*c.sequence.pages[:num_pages], *[0] * (num_pages - len(c.sequence.pages))] for c in chunks
+    ]
+    first_B = torch.tensor([c.start for c in chunks], device=device)
+    places = None
+    if min(lengths) < max(lengths):
+        places = [b * max(lengths) + i for b, n in enumerate(lengths) for i in range(n)]
+    return _Group(
+        start,
+        first_B[:, None] + torch.arange(max(lengths), device=device),
+        torch.tensor(table, device=device),
+        size,
+        None if places is None else torch.tensor(places, device=device),
+    )
+
+
 class _Group:
     """Sequences padded to one dense call."""
 
-    def __init__(self, kv: PagedKV, chunks: Sequence[Chunk], start: int) -> None:
-        size, device = kv.page_size, kv.k.device
-        lengths = [c.end - c.start for c in chunks]
-        self.start, self.end = start, start + sum(lengths)
-        self.num_sequences, self.num_queries = len(chunks), max(lengths)
-        num_pages = -(-max(c.end for c in chunks) // size)
-        table = [
-            [*c.sequence.pages[:num_pages], *[0] * (num_pages - len(c.sequence.pages))]
-            for c in chunks
-        ]
-        self.pages_BP = torch.tensor(table, device=device).flatten()
-        first_B = torch.tensor([c.start for c in chunks], device=device)
-        query_BQ = first_B[:, None] + torch.arange(self.num_queries, device=device)
-        self.mask_BQK = torch.arange(num_pages * size, device=device) <= query_BQ[..., None]
-        # Where each token stands in the padded (B, Q); None where nothing is padded.
-        self.places: Tensor | None = None
-        if min(lengths) < self.num_queries:
-            places = [b * self.num_queries + i for b, n in enumerate(lengths) for i in range(n)]
-            self.places = torch.tensor(places, device=device)
+    def __init__(
+        self,
+        start: int,
+        query_BQ: Tensor,
+        pages_BP: Tensor,
+        page_size: int,
+        places: Tensor | None = None,
+    ) -> None:
+        """
+        Args:
+            start: number of the group's first token in the step.
+            query_BQ: position of each query.
+            places: where each token stands in the padded (B, Q); None where nothing is padded.
+        """
+        self.start, self.places = start, places
+        self.end = start + (query_BQ.numel() if places is None else len(places))
+        self.num_sequences, self.num_queries = query_BQ.shape
+        self.pages_BP = pages_BP.flatten()
+        num_keys = pages_BP.shape[1] * page_size
+        self.mask_BQK = torch.arange(num_keys, device=query_BQ.device) <= query_BQ[..., None]
 
     def attend(self, q: Tensor, k_pages: Tensor, v_pages: Tensor) -> Tensor:
         """Queries of the whole step (N, H, d) -> outputs of this group (tokens, H, d)."""

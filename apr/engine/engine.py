@@ -13,32 +13,19 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from apr.engine.attention import PagedAttend, PagedKV, Precision, page_bytes
+from apr.engine.attention import PagedKV, Precision, page_bytes
+from apr.engine.graphs import DecodeGraphs
 from apr.engine.hogwild import Group, Hogwild, OnEnd
-from apr.engine.kernel import CompiledKV, StepAttend, attention_library, compiled_page_bytes
+from apr.engine.kernel import CompiledKV, attention_library, compiled_page_bytes
 from apr.engine.pages import PagePool
-from apr.engine.sampler import draw
 from apr.engine.scheduler import Chunk, Scheduler
 from apr.engine.sequence import Sequence
+from apr.engine.steps import Steps, StepsInC, StepsInTorch
 from apr.errors import ConfigError, ContextError, EngineError
 from apr.interfaces import Codec
 from apr.models.llama import Llama, LlamaConfig
-from apr.models.native import Wanted
 from apr.types import Completion, Sampling
 
-Positions = NDArray[np.int64]
-Step = tuple[Tensor, Tensor, "StepAttend | PagedAttend"]
-"""Ids and positions of a step's tokens, and how they attend."""
-Sampled = tuple[list[int], list[float]]
-"""Ids in a row, and their logprobs."""
-
-_BURST_WORK = 10**10
-"""Multiplications between two looks at who has come or gone: some 0.1 s of two cores."""
 _CACHED_BATCHES = 4
 """Full batches of whole contexts that the page pool holds at most; all but one serve the cache."""
 
@@ -59,6 +46,8 @@ class EngineConfig:
     """What keys and values are stored as; all but ``model`` shift logprobs a little."""
     burst: int = 8
     """Most ids in a row that a sequence is given before the others are heard, in C; 1 is none."""
+    cuda_graphs: bool = True
+    """Whether a GPU decodes by graphs captured once for each size of batch."""
     prefix_cache: bool = True
     """Keep pages of finished sequences for those that begin alike."""
 
@@ -104,6 +93,7 @@ class EmbeddedEngine:
             config.max_batch_tokens,
             config.prefix_cache,
         )
+        self.steps = self._steps()
         self.context = min(model.config.max_position_embeddings, num_pages * config.page_size)
         self.hogwild = Hogwild(
             model,
@@ -166,6 +156,14 @@ class EmbeddedEngine:
         self.model.pack()
         self.scheduler.cache.clear()
 
+    def _steps(self) -> Steps:
+        if isinstance(self.kv, CompiledKV):
+            return StepsInC(self.model, self.kv, self.scheduler, self.config.burst)
+        graphs = self.config.cuda_graphs and self.device.type == "cuda"
+        return StepsInTorch(
+            self.model, self.kv, DecodeGraphs(self.model, self.kv) if graphs else None
+        )
+
     def _check(self, prompt_ids: Ids[int], sampling: Sampling) -> None:
         if sampling.stop_strings and self.codec is None:
             raise ConfigError("stop strings need a codec: give the engine one, or use stop ids")
@@ -227,79 +225,16 @@ class EmbeddedEngine:
             self.step(chunks)
         return self.hogwild.step() or bool(chunks)
 
-    @torch.inference_mode()
     def step(self, chunks: list[Chunk]) -> None:
-        """Run ``chunks`` through the network, and on as long as nobody needs to look up."""
-        num_ids = self._burst(chunks)
-        chunks = self.kv.order(chunks)
-        _, starts, ends = zip(*chunks, strict=True)
-        lengths = np.array(ends) - starts
-        past = lengths.cumsum()
-        positions = np.arange(past[-1]) + np.repeat(starts - past + lengths, lengths)
-        ids = [id for sequence, start, end in chunks for id in sequence.ids[start:end]]
-        step = (
-            torch.from_numpy(np.array(ids)).to(self.device),
-            torch.from_numpy(positions).to(self.device),
-            self.kv.attend(chunks),
-        )
-        rows = [i for i, c in enumerate(chunks) if c.samples]
-        sequences, last = [chunks[i].sequence for i in rows], past[rows] - 1
-        if num_ids:
-            sampled = self._decode(step, sequences, np.array(rows, np.int64), last, num_ids)
-        else:
-            sampled = self._draw(self.model(*step), sequences, last)
+        """Run ``chunks`` through the network and hand out what was sampled."""
+        sampled = self.steps(chunks)
         self.scheduler.commit(chunks)
         decode = self.codec.decode if self.codec else None
-        for sequence, (ids, logprobs) in zip(sequences, sampled, strict=True):
+        for sequence, ids, logprobs in sampled:
             sequence.num_computed += len(ids) - 1
             sequence.extend(ids, logprobs, decode)
             if sequence.future.done():
                 self.scheduler.remove(sequence)
-
-    def _burst(self, chunks: list[Chunk]) -> int:
-        """How many ids in a row C may sample behind ``chunks``; 0 where torch is to sample one."""
-        if not isinstance(self.kv, CompiledKV):
-            return 0
-        if not all(c.samples and not c.sequence.sampling.stop_strings for c in chunks):
-            return 1
-        affordable = _BURST_WORK // (len(chunks) * self.model.num_parameters)
-        count = min(self.config.burst, affordable)
-        return self.scheduler.stretch(chunks, count) if count > 1 else 1
-
-    def _decode(
-        self, step: Step, sequences: list[Sequence], rows: Positions, last: Positions, most: int
-    ) -> list[Sampled]:
-        """Up to ``most`` ids for each of ``sequences``, which a chunk of the step ends each."""
-        ids_N, positions_N, attend = step
-        assert self.model.compiled is not None, "what attends in C runs in C"
-        assert isinstance(attend, StepAttend)
-        samplings = [s.sampling for s in sequences]
-        limits = [min(most, s.sampling.max_tokens - s.num_sampled) for s in sequences]
-        uniforms = np.zeros((len(sequences), most))
-        for row, sequence, limit in zip(uniforms, sequences, limits, strict=True):
-            if sequence.sampling.temperature > 0:
-                row[:limit] = sequence.next_uniforms(limit)
-        everything = self.model.config.vocab_size
-        wanted = Wanted(
-            rows,
-            last,
-            np.array([s.temperature for s in samplings], np.float64),
-            np.array([s.top_p for s in samplings], np.float64),
-            uniforms,
-            np.array([s.top_k or everything for s in samplings], np.int64),
-            np.array(limits, np.int64),
-            [s.stop_ids for s in samplings],
-        )
-        return self.model.compiled.decode(ids_N, positions_N, attend, wanted)
-
-    def _draw(self, hidden_ND: Tensor, sequences: list[Sequence], last: Positions) -> list[Sampled]:
-        """An id for each of ``sequences``; ``last`` has where in ``hidden_ND`` they end."""
-        if not sequences:
-            return []
-        logits = self.model.logits(hidden_ND[torch.from_numpy(last).to(self.device)])
-        uniforms = [s.next_uniforms(1)[0] for s in sequences]
-        drawn = draw(logits, [s.sampling for s in sequences], uniforms)
-        return [([id], [logprob]) for id, logprob in zip(*drawn, strict=True)]
 
 
 def _sequence(

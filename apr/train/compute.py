@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from apr.data.packing import IGNORE, Batch, PackedBatches
-from apr.models.attention import Kernel, kernel_of, packed_attention
 from apr.models.llama import Attend
+from apr.train.attention import Kernel, kernel_of, packed_attention
 
 
 class Precision(StrEnum):

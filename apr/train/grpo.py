@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from apr.config import check_least
 from apr.errors import ConfigError, EngineError, OutOfTime
-from apr.models.attention import packed_attention
 from apr.models.llama import Llama
 from apr.trace import Trace
 from apr.train.advantage import Advantage, Credit, Rollout, differ, thread_advantages
+from apr.train.attention import packed_attention
 from apr.train.compute import Compute, Precision, compute_on
 from apr.train.log import MetricsLog
 from apr.train.loss import LossConfig, policy_terms, token_weight

@@ -19,9 +19,9 @@ from apr import api
 from apr.countdown.problem import Split
 from apr.engine import EmbeddedEngine, EngineConfig
 from apr.engine.scheduler import Scheduler
-from apr.models.attention import causal_reference
 from apr.models.checkpoint import read_config
 from apr.trace import Trace
+from apr.train.attention import causal_reference
 from benchmarks import endurance, engine, machine, overhead, parts, race, roofline, work
 from benchmarks.sizes import SIZES, Sizes
 

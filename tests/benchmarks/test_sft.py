@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from apr.models.attention import packed_attention
+from apr.train.attention import packed_attention
 from benchmarks.sft import training_flops
 from tests.tiny import tiny_config, tiny_model
 

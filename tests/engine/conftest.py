@@ -5,18 +5,32 @@ from __future__ import annotations
 import pytest
 import torch
 
+from apr.engine import EmbeddedEngine
+from apr.engine.attention import PagedKV
+from apr.engine.graphs import DecodeGraphs
+from apr.engine.steps import StepsInTorch
 from apr.models import native
 from apr.models.llama import Llama, LlamaConfig
 
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
-@pytest.fixture(params=["compiled", "torch", pytest.param("cuda", marks=pytest.mark.gpu)])
+
+@pytest.fixture(params=["compiled", "torch", "graphs", GPU])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Everything that is tested with it runs in C, in torch alone, and on a GPU."""
-    if request.param == "torch":
+    """Everything that is tested with it runs in C, in torch alone, as what would be graphs on a
+    GPU, and on a GPU."""
+    if request.param in ("torch", "graphs"):
         monkeypatch.setenv("APR_NATIVE", "0")
+    if request.param == "graphs":
+        monkeypatch.setattr(EmbeddedEngine, "_steps", _as_graphs)
     if request.param == "compiled" and native.packed(torch.zeros(1, 1)) is None:
         pytest.skip("no C compiler here")
     return str(request.param)
+
+
+def _as_graphs(engine: EmbeddedEngine) -> StepsInTorch:
+    assert isinstance(engine.kv, PagedKV)
+    return StepsInTorch(engine.model, engine.kv, DecodeGraphs(engine.model, engine.kv))
 
 
 @pytest.fixture

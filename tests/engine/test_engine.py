@@ -11,9 +11,9 @@ import torch
 from apr.engine import EmbeddedEngine, EngineConfig
 from apr.engine.attention import Precision
 from apr.errors import ConfigError, ContextError, EngineError
-from apr.models.attention import causal_reference
 from apr.models.llama import Llama
 from apr.testing import ByteCodec
+from apr.train.attention import causal_reference
 from apr.types import Completion, FinishReason, Sampling
 
 pytestmark = pytest.mark.usefixtures("backend")

@@ -14,8 +14,8 @@ from torch import Tensor
 from apr.engine.attention import PagedKV, Precision, page_bytes
 from apr.engine.kernel import CompiledKV, attention_library, compiled_page_bytes
 from apr.engine.scheduler import Chunk
-from apr.models.attention import causal_reference
 from apr.models.llama import Llama, LlamaConfig
+from apr.train.attention import causal_reference
 
 PAGES = 64
 LAYER = 1

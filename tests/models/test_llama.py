@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from apr.models.attention import causal_reference
 from apr.models.llama import Llama
+from apr.train.attention import causal_reference
 from tests.tiny import reference_logits, tiny_config, tiny_model
 
 IDS = torch.tensor([5, 3, 17, 17, 2, 30, 8])

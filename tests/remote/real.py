@@ -12,8 +12,8 @@ import torch
 
 from apr import api
 from apr.interfaces import Engine
-from apr.models.attention import causal_reference
 from apr.trace import Trace
+from apr.train.attention import causal_reference
 from apr.types import Completion, Sampling
 
 NUM_PROBLEMS = 20

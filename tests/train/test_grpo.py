@@ -19,12 +19,12 @@ from apr import config as configs
 from apr.dialects.tags import Tags
 from apr.engine import EmbeddedEngine
 from apr.errors import CheckpointError, ConfigError, EngineError
-from apr.models.attention import causal_reference
 from apr.models.llama import Llama
 from apr.runtime import Runtime
 from apr.testing import ByteCodec
 from apr.trace import Call, Trace
 from apr.train.advantage import Advantage, Credit
+from apr.train.attention import causal_reference
 from apr.train.grpo import GRPOConfig, Sampler, train_grpo
 from apr.train.log import read_metrics
 from apr.train.loss import Aggregation, LossConfig

@@ -16,15 +16,15 @@ import torch
 from apr.data.packing import PackedBatches
 from apr.data.shards import Sequences
 from apr.errors import CheckpointError, OutOfTime
-from apr.models.attention import Kernel
 from apr.models.llama import Llama
 from apr.train import sft
+from apr.train.attention import Kernel
 from apr.train.compute import Compute, Precision
 from apr.train.log import read_metrics
 from apr.train.optim import Kind, OptimConfig
 from apr.train.sft import Losses, SFTConfig, evaluate, token_losses, train_sft
-from tests.models import flash_on_cpu
 from tests.tiny import reference_logits, tiny_config, tiny_model
+from tests.train import flash_on_cpu
 
 ROW = 16
 CONFIG = SFTConfig(

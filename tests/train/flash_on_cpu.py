@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen
 
-from apr.models.attention import causal_reference
+from apr.train.attention import causal_reference
 
 
 def install() -> None:

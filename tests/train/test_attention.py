@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apr.models.attention import Kernel, causal_reference, kernel_of, packed_attention
 from apr.models.llama import Llama
-from tests.models import flash_on_cpu
+from apr.train.attention import Kernel, causal_reference, kernel_of, packed_attention
 from tests.tiny import reference_logits, tiny_config, tiny_model
+from tests.train import flash_on_cpu
 
 MODELS = {kv: tiny_model(tiny_config(num_kv_heads=kv)) for kv in (1, 2, 4)}
 ROW = 12

@@ -1,0 +1,134 @@
+"""How a step of the engine is computed and sampled from: in C, where there is a CPU and a compiler,
+or in torch, on a GPU as graphs.
+
+Axis suffixes: ``_N`` token of the step, ``_B`` sequence that is sampled from, ``_V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from apr.engine.attention import PagedKV
+from apr.engine.graphs import DecodeGraphs
+from apr.engine.kernel import CompiledKV
+from apr.engine.sampler import draw
+from apr.engine.scheduler import Chunk, Scheduler
+from apr.engine.sequence import Sequence
+from apr.models.llama import Llama
+from apr.models.native import Wanted
+
+Numbers = NDArray[np.int64]
+
+_BURST_WORK = 10**10
+"""Multiplications between two looks at who has come or gone: some 0.1 s of two cores."""
+
+
+class Sampled(NamedTuple):
+    """What a step gives one sequence."""
+
+    sequence: Sequence
+    ids: list[int]  # in a row
+    logprobs: list[float]
+
+
+class Steps(Protocol):
+    """Runs chunks through the network and samples behind those that complete a sequence."""
+
+    def __call__(self, chunks: list[Chunk]) -> list[Sampled]: ...
+
+
+class StepsInC:
+    """A step, and on with its sequences as long as nobody needs to look up."""
+
+    def __init__(self, model: Llama, kv: CompiledKV, scheduler: Scheduler, burst: int) -> None:
+        """
+        Args:
+            burst: most ids in a row.
+        """
+        self.model, self.kv, self.scheduler, self.burst = model, kv, scheduler, burst
+        self.num_parameters = model.num_parameters
+
+    def __call__(self, chunks: list[Chunk]) -> list[Sampled]:
+        most = self._most(chunks)
+        chunks = self.kv.order(chunks)
+        ids_N, positions_N, last = _flat(chunks)
+        rows = np.array([i for i, c in enumerate(chunks) if c.samples], np.int64)
+        sequences = [chunks[i].sequence for i in rows]
+        wanted = self._wanted(sequences, rows, last[rows], most)
+        assert self.model.compiled is not None, "what attends in C runs in C"
+        told = self.model.compiled.decode(ids_N, positions_N, self.kv.attend(chunks), wanted)
+        return [Sampled(s, *drawn) for s, drawn in zip(sequences, told, strict=True)]
+
+    def _most(self, chunks: list[Chunk]) -> int:
+        """How many ids in a row may be sampled behind ``chunks``, which get room for them."""
+        if not all(c.samples and not c.sequence.sampling.stop_strings for c in chunks):
+            return 1
+        most = min(self.burst, _BURST_WORK // (len(chunks) * self.num_parameters))
+        return self.scheduler.stretch(chunks, most) if most > 1 else 1
+
+    def _wanted(self, sequences: list[Sequence], rows: Numbers, last: Numbers, most: int) -> Wanted:
+        samplings = [s.sampling for s in sequences]
+        limits = [min(most, s.sampling.max_tokens - s.num_sampled) for s in sequences]
+        uniforms = np.zeros((len(sequences), most))
+        for row, sequence, limit in zip(uniforms, sequences, limits, strict=True):
+            if sequence.sampling.temperature > 0:
+                row[:limit] = sequence.next_uniforms(limit)
+        everything = self.model.config.vocab_size
+        return Wanted(
+            rows,
+            last,
+            np.array([s.temperature for s in samplings], np.float64),
+            np.array([s.top_p for s in samplings], np.float64),
+            uniforms,
+            np.array([s.top_k or everything for s in samplings], np.int64),
+            np.array(limits, np.int64),
+            [s.stop_ids for s in samplings],
+        )
+
+
+class StepsInTorch:
+    """A step on any device."""
+
+    def __init__(self, model: Llama, kv: PagedKV, graphs: DecodeGraphs | None) -> None:
+        """
+        Args:
+            graphs: compute the steps of one token for each sequence.
+        """
+        self.model, self.kv, self.graphs = model, kv, graphs
+        self.device = model.embed_tokens.weight.device
+
+    @torch.inference_mode()
+    def __call__(self, chunks: list[Chunk]) -> list[Sampled]:
+        if self.graphs is not None and all(c.end - c.start == 1 for c in chunks):
+            return _draw([c.sequence for c in chunks], self.graphs.logits(chunks))
+        chunks = self.kv.order(chunks)
+        ids_N, positions_N, last = _flat(chunks)
+        attend = self.kv.attend(chunks)
+        hidden_ND = self.model(ids_N.to(self.device), positions_N.to(self.device), attend)
+        rows = [i for i, c in enumerate(chunks) if c.samples]
+        if not rows:
+            return []
+        logits_BV = self.model.logits(hidden_ND[torch.from_numpy(last[rows]).to(self.device)])
+        return _draw([chunks[i].sequence for i in rows], logits_BV)
+
+
+def _flat(chunks: list[Chunk]) -> tuple[Tensor, Tensor, Numbers]:
+    """Ids and positions of all tokens, and which of them is the last of each chunk."""
+    _, starts, ends = zip(*chunks, strict=True)
+    lengths = np.array(ends) - starts
+    past = lengths.cumsum()
+    positions = np.arange(past[-1]) + np.repeat(starts - past + lengths, lengths)
+    ids = [id for sequence, start, end in chunks for id in sequence.ids[start:end]]
+    return torch.from_numpy(np.array(ids)), torch.from_numpy(positions), past - 1
+
+
+def _draw(sequences: list[Sequence], logits_BV: Tensor) -> list[Sampled]:
+    """An id for each of ``sequences``."""
+    uniforms = [s.next_uniforms(1)[0] for s in sequences]
+    drawn = draw(logits_BV, [s.sampling for s in sequences], uniforms)
+    return [Sampled(s, [id], [lp]) for s, id, lp in zip(sequences, *drawn, strict=True)]
