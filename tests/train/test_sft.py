@@ -103,6 +103,32 @@ def test_the_loss_of_a_token_is_its_cross_entropy_where_it_is_demonstrated() -> 
     assert token_losses(model, batch).sum().item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_what_a_thread_writes_once_it_has_heard_is_marked() -> None:
+    # A prompt, two ids written, two heard, two written, one heard, one written.
+    loss = [False, False, True, True, False, False, True, True, False, True]
+    parent, child = list(range(1, 11)), list(range(11, 16))
+    data = sequences([parent, child], [loss, [False, *[True] * 4]])
+    batch = batches(data, rows=1).batch(0)
+    learnt = batch.targets_BT[batch.heard_BT & (batch.targets_BT >= 0)]
+    assert learnt.tolist() == [7, 8, 10]
+
+
+def test_what_a_thread_writes_once_it_has_heard_can_weigh_more(tmp_path: Path) -> None:
+    ids = [[2 + i % 10, 3 + i % 7, 20, 5 + i % 9] for i in range(40)]
+    data = batches(sequences(ids, [[False, True, False, True]] * 40))
+
+    def losses(weight: float) -> float:
+        """Of the ids that follow what is heard, after some steps."""
+        model = Llama(tiny_config())
+        model.init_weights(0)
+        config = replace(CONFIG, heard_weight=weight, optim=replace(CONFIG.optim, clip=1e9))
+        train_sft(model, data, data, config, tmp_path / f"{weight}", WATCHED, progress=False)
+        batch = data.batch(0)
+        return float(token_losses(model, batch)[batch.heard_BT.flatten()].sum().detach())
+
+    assert losses(4.0) < losses(1.0) < losses(0.0)
+
+
 @pytest.mark.parametrize(("demonstrated", "counts"), [(False, False), (True, True)])
 def test_what_is_not_demonstrated_is_not_learnt(demonstrated: bool, counts: bool) -> None:
     """The last id of a sequence is a target and no input, so only the loss can depend on it."""
