@@ -18,6 +18,7 @@ Lines of search::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -41,6 +42,7 @@ SPECIALS = (
     "<window>",
 )
 PATTERN = r" ?[0-9]+| ?[^0-9]"
+_THREAD = re.compile(r"<thread>(.*?)</thread>", re.DOTALL)
 MISS, HIT, LATER, ENTER, EQUALS = " x", " !", " ,", " :", " ="
 
 
@@ -63,6 +65,31 @@ class CompactWeighed(Compact):
 
     def resume(self, prompt: str, sampled: str, joins: Sequence[Join | Malformed]) -> Append:
         return Append("".join(joined(_found(joins))))
+
+
+class CompactNumbered(Compact):
+    """As weighed, but each path stands before a number, and a thread returns one by its number.
+
+    What takes some twenty tokens to say again, any of them wrong, takes two::
+
+        <joined><thread> 5 + 3 = 8 , 9 * 8 = 72 : 1</thread></joined><join> : 1</join>
+    """
+
+    name = "compact-numbered"
+
+    def read(self, prompt: str, sampled: str) -> Operation:
+        operation = super().read(prompt, sampled)
+        if not isinstance(operation, Join) or not operation.message.startswith(ENTER):
+            return operation
+        _, _, heard = prompt.rpartition("<joined>")
+        for message in _THREAD.findall(heard):
+            path, _, label = message.rpartition(ENTER)
+            if ENTER + label == operation.message:
+                return Join(path, operation.success)
+        return Malformed(f"A thread returns{operation.message}, and heard nothing so numbered.")
+
+    def resume(self, prompt: str, sampled: str, joins: Sequence[Join | Malformed]) -> Append:
+        return Append("".join(joined(numbered(_found(joins)))))
 
 
 class CompactPasta(Compact):
@@ -89,6 +116,16 @@ class CompactPasta(Compact):
 def _found(joins: Sequence[Join | Malformed]) -> list[list[str]]:
     """The paths that children return, each as the pieces of a message."""
     return [[j.message] for j in joins if isinstance(j, Join) and j.message]
+
+
+def numbered(paths: Iterable[list[str]]) -> list[list[str]]:
+    """``paths`` as a parent hears them that returns one by its number: `` path : 1``."""
+    return [[*path, *label(n)] for n, path in enumerate(paths, 1)]
+
+
+def label(n: int) -> list[str]:
+    """What returns path ``n`` of those heard."""
+    return [ENTER, number(n)]
 
 
 def words(max_number: int) -> list[str]:

@@ -59,7 +59,7 @@ class Demonstrate:
     the demonstration count them all."""
     false_claims: float = 0.05
     """Chance that a child that found nothing is heard to claim a path all the same, so that its
-    parent learns to tell; in the weighed telling, where all are heard."""
+    parent learns to tell; where all are heard, in the weighed and the numbered telling."""
     seed: int = 0
     split: Split = Split.TRAIN
 
@@ -79,7 +79,7 @@ class Demonstrate:
 
     def _tell(self, posed: Problem, found: Search, index: int) -> Demonstration:
         tell = partial(NARRATORS[self.text], posed, found, self.telling)
-        if self.telling == Telling.WEIGHED:
+        if self.telling in (Telling.WEIGHED, Telling.NUMBERED):
             seed = f"claims/{self.seed}/{self.split}/{index}"
             tell = partial(tell, false_claims=self.false_claims, seed=seed)
         if self.condition is Condition.CHILDREN:

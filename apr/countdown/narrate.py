@@ -40,13 +40,15 @@ class Telling(StrEnum):
     """Children return the path they found, or nothing (APR); the parent hears the first path."""
     WEIGHED = "weighed"
     """The same, but the parent hears every path, some of them wrong, and passes a right one on."""
+    NUMBERED = "numbered"
+    """As weighed, but what is heard is numbered, and the parent returns the number."""
     PASTA = "pasta"
     """Children return their whole text."""
 
 
 def check_telling(text: Text, telling: Telling) -> None:
     """Raises ConfigError where ``text`` cannot be told so."""
-    if text == Text.PAPER and telling in (Telling.PASTA, Telling.WEIGHED):
+    if text == Text.PAPER and telling in (Telling.PASTA, Telling.WEIGHED, Telling.NUMBERED):
         raise ConfigError(f"the paper text has no {telling} telling: tell it in the compact text")
 
 
@@ -65,7 +67,7 @@ def narrate(
     Args:
         children, window: budgets to condition on, see ``compact.prompt``.
         false_claims: chance that a child that found nothing is heard claiming a path all the same,
-            drawn from ``seed``; of the weighed telling.
+            drawn from ``seed``; of the weighed and the numbered telling.
     """
     teller = _Teller(problem.target, telling, false_claims, random.Random(seed), message)
     root = teller.tell(found, compact.prompt(problem, children, window))
@@ -86,6 +88,8 @@ class _Thread:
         self.segments = [Segment(prompt, False), Segment([], True)]
         self.succeeded = succeeded
         self.waited = 0
+        self.returned: list[str] | None = None
+        """What it says in place of the path it returns."""
 
     @property
     def told(self) -> list[str]:
@@ -124,7 +128,7 @@ class _Teller:
             result = compact.number(found.start.path[-1].value)
             thread.told.extend([compact.EQUALS, result, *self.enter(found.start)])
         self.search(thread, found)
-        thread.told.extend(compact.join(self.path(found)))
+        thread.told.extend(compact.join(thread.returned or self.path(found)))
         return thread
 
     def search(self, thread: _Thread, found: Search) -> None:
@@ -159,12 +163,17 @@ class _Teller:
             for found, message in zip(visit.searches, messages, strict=True)
         ]
         thread.waited += max((c.num_told + c.waited for c in children), default=0)
-        thread.hear(compact.joined(self.heard(children, visit.searches)))
+        heard = self.heard(children, visit.searches)
+        if self.telling == Telling.NUMBERED:
+            right = [p for p in map(self.path, visit.searches) if p][:1]
+            thread.returned = compact.label(heard.index(right[0]) + 1) if right else None
+            heard = compact.numbered(heard)
+        thread.hear(compact.joined(heard))
 
     def heard(self, children: list[_Thread], searches: tuple[Search, ...]) -> list[list[str]]:
         if self.telling == Telling.PASTA:
             return [_whole(child) for child in children]
-        if self.telling == Telling.WEIGHED:
+        if self.telling in (Telling.WEIGHED, Telling.NUMBERED):
             return [path for path in map(self.claim, searches) if path]
         return [path for path in map(self.path, searches) if path][:1]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from apr.countdown import compact, paper
 from apr.countdown.answer import canonical
-from apr.countdown.compact import Compact, CompactPasta, CompactWeighed
+from apr.countdown.compact import Compact, CompactNumbered, CompactPasta, CompactWeighed
 from apr.countdown.grade import grade
 from apr.countdown.narrate import Telling, Text, check_telling
 from apr.countdown.paper import Paper
@@ -81,7 +81,11 @@ def dialect_of(text: Text, telling: Telling) -> Dialect:
     check_telling(text, telling)
     if text == Text.PAPER:
         return Paper()
-    dialects = {Telling.PASTA: CompactPasta, Telling.WEIGHED: CompactWeighed}
+    dialects = {
+        Telling.PASTA: CompactPasta,
+        Telling.WEIGHED: CompactWeighed,
+        Telling.NUMBERED: CompactNumbered,
+    }
     return dialects.get(telling, Compact)()
 
 

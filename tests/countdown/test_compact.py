@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr.countdown import compact
-from apr.countdown.compact import Compact, CompactPasta, CompactWeighed
+from apr.countdown.compact import Compact, CompactNumbered, CompactPasta, CompactWeighed
 from apr.countdown.problem import Problem, Step
 from apr.countdown.solver import Node
 from apr.data.tokenizer import EOS, PAD, HFCodec, build_tokenizer
@@ -13,6 +13,7 @@ from apr.dialects.tags import TAGS
 from apr.interfaces import Append, Join, Malformed, Spawn
 
 COMPACT, PASTA, WEIGHED = Compact(), CompactPasta(), CompactWeighed()
+NUMBERED = CompactNumbered()
 ROOT = "<thread> 24 : 9 5 3</thread>"
 CHILD = "<thread> 24 : 9 , 5 + 3</thread>"
 SPAWN = f"<spawn>{CHILD}<thread> 24 : 9 , 5 * 3</thread></spawn>"
@@ -89,7 +90,22 @@ def test_operations_are_single_tokens() -> None:
     assert pieces == [" 12", " +", " 99", " =", " ", "1", "1", "1"]
 
 
-@pytest.mark.parametrize("dialect", [COMPACT, PASTA, WEIGHED])
+def test_numbered_a_thread_returns_what_it_heard_by_its_number() -> None:
+    heard = NUMBERED.resume(ROOT, SPAWN, (PATH, NOTHING, Join(" 9 * 8 = 72", True)))
+    assert heard.text == (
+        f"<joined><thread>{PATH.message} : 1</thread><thread> 9 * 8 = 72 : 2</thread></joined>"
+    )
+    prompt = ROOT + SPAWN + heard.text
+    assert NUMBERED.read(prompt, "<join> : 1</join>") == PATH
+    assert NUMBERED.read(prompt, "<join> : 2</join>") == Join(" 9 * 8 = 72", True)
+    assert NUMBERED.read(prompt, "<join> 9 * 8 = 72</join>") == Join(" 9 * 8 = 72", True)
+    assert NUMBERED.read(prompt, "<join></join>") == NOTHING
+    for unheard in (" : 3", " : 0", " :", " : 1 1"):
+        assert isinstance(NUMBERED.read(prompt, f"<join>{unheard}</join>"), Malformed)
+    assert isinstance(NUMBERED.read(ROOT, "<join> : 1</join>"), Malformed)
+
+
+@pytest.mark.parametrize("dialect", [COMPACT, PASTA, WEIGHED, NUMBERED])
 @given(st.data())
 def test_no_text_raises(dialect: Compact, data: st.DataObject) -> None:
     parts = st.sampled_from([ROOT, CHILD, SPAWN, HIT, MISS, *TAGS, " ,", " 5"])

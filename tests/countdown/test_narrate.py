@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from apr.countdown import compact
+from apr.countdown.compact import Compact, CompactNumbered
 from apr.countdown.grade import grade
 from apr.countdown.narrate import Telling, Text, check_telling, narrate
 from apr.countdown.problem import Problem, ProblemSpec, problem
 from apr.countdown.solver import Search, SearchConfig, search
 from apr.data.tokenizer import HFCodec, build_tokenizer
 from apr.errors import ConfigError
+from apr.interfaces import Join
 from apr.types import Demonstration, Segment
 
 POSED = Problem((3, 9, 5), 72)
@@ -78,6 +81,46 @@ def test_weighed_the_parent_hears_all_and_returns_the_first_that_is_true() -> No
     assert len(wrong) == returned.count("") > 0
     assert all(p.endswith(" = 12") for p in wrong)
     assert last == f"<join>{next(filter(None, returned))}</join>"
+
+
+def test_numbered_the_parent_returns_the_number_of_the_first_that_is_true() -> None:
+    posed = Problem((9, 5, 3), 12)
+    weighed, told = (
+        spelled(narrate(posed, run(posed, FULL), t, false_claims=1.0))
+        for t in (Telling.WEIGHED, Telling.NUMBERED)
+    )
+    assert told[0][:2] == weighed[0][:2]
+    assert told[1:] == weighed[1:]
+    (heard, last), (numbered, returned) = weighed[0][2:], told[0][2:]
+    paths = heard.removeprefix("<joined>").removesuffix("</joined>").split("</thread>")[:-1]
+    again = "".join(f"{path} : {n}</thread>" for n, path in enumerate(paths, 1))
+    assert numbered == f"<joined>{again}</joined>"
+    first = next(n for n, p in enumerate(paths, 1) if p[len("<thread>") :] in last)
+    assert first > 1, "a false claim is heard before"
+    assert returned == f"<join> : {first}</join>"
+    # What is read again from the number is the path.
+    prompt = "".join(told[0][:-1])
+    assert CompactNumbered().read(prompt, returned) == Compact().read(prompt, last)
+
+
+def test_numbered_a_thread_without_children_returns_its_own_path() -> None:
+    assert spelled(tell(DIVE, Telling.NUMBERED)) == spelled(tell(DIVE, Telling.THREADS))
+    told = tell(SPAWN, Telling.NUMBERED, Problem((3, 9, 5), 71))
+    assert spelled(told)[0][2:] == ["<joined></joined>", "<join></join>"]
+
+
+def test_numbered_nested_threads_each_return_a_number() -> None:
+    posed = Problem((1, 2, 3, 4), 24)
+    nested = replace(FULL, spawn_depth=2)
+    told = spelled(narrate(posed, run(posed, nested), Telling.NUMBERED))
+    parents = [t for t in told if len(t) > 2]
+    assert len(parents) > 1
+    for thread in parents:
+        message = thread[-1].removeprefix("<join>").removesuffix("</join>")
+        assert message == "" or message.startswith(" : ")
+        read = CompactNumbered().read("".join(thread[:-1]), thread[-1])
+        assert isinstance(read, Join)
+        assert grade(posed, read.message).correct == bool(message)
 
 
 def test_pasta_returns_their_whole_text() -> None:
@@ -153,7 +196,7 @@ def check_pieces(sequence: list[Segment], codec: HFCodec) -> None:
 
 
 def test_the_paper_text_has_no_pasta_telling() -> None:
-    for telling in (Telling.PASTA, Telling.WEIGHED):
+    for telling in (Telling.PASTA, Telling.WEIGHED, Telling.NUMBERED):
         with pytest.raises(ConfigError, match=f"no {telling} telling"):
             check_telling(Text.PAPER, telling)
     for telling in Telling:
