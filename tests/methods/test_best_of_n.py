@@ -67,7 +67,7 @@ def test_tally_counts_the_samples_and_the_correct_ones() -> None:
 
 def test_over_the_packaged_model(demo: tuple[Runtime, Countdown]) -> None:
     runtime, task = demo
-    problem, diary = Problem((12, 5, 3), 21), Diary()
+    problem, diary = Problem((4, 77, 30, 60), 75), Diary()
     trace = asyncio.run(BestOfN(runtime, task, APR, 2, Chooser.ORACLE).solve(problem, diary))
     assert diary.agrees_with(trace)
     assert trace.error is None
