@@ -18,13 +18,12 @@ Lines of search::
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from apr.countdown.problem import Path, Problem, Step
 from apr.countdown.solver import Node, start_of
-from apr.dialects.tags import Tags
+from apr.dialects.tags import Tags, messages
 from apr.interfaces import Append, Join, Malformed, Operation
 
 SPECIALS = (
@@ -42,7 +41,6 @@ SPECIALS = (
     "<window>",
 )
 PATTERN = r" ?[0-9]+| ?[^0-9]"
-_THREAD = re.compile(r"<thread>(.*?)</thread>", re.DOTALL)
 MISS, HIT, LATER, ENTER, EQUALS = " x", " !", " ,", " :", " ="
 
 
@@ -82,9 +80,9 @@ class CompactNumbered(Compact):
         if not isinstance(operation, Join) or not operation.message.startswith(ENTER):
             return operation
         _, _, heard = prompt.rpartition("<joined>")
-        for message in _THREAD.findall(heard):
-            path, _, label = message.rpartition(ENTER)
-            if ENTER + label == operation.message:
+        for message in messages(heard):
+            path, _, number = message.rpartition(ENTER)
+            if ENTER + number == operation.message:
                 return Join(path, operation.success)
         return Malformed(f"A thread returns{operation.message}, and heard nothing so numbered.")
 

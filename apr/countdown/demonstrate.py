@@ -79,7 +79,7 @@ class Demonstrate:
 
     def _tell(self, posed: Problem, found: Search, index: int) -> Demonstration:
         tell = partial(NARRATORS[self.text], posed, found, self.telling)
-        if self.telling in (Telling.WEIGHED, Telling.NUMBERED):
+        if self.telling.weighs:
             seed = f"claims/{self.seed}/{self.split}/{index}"
             tell = partial(tell, false_claims=self.false_claims, seed=seed)
         if self.condition is Condition.CHILDREN:

@@ -45,10 +45,15 @@ class Telling(StrEnum):
     PASTA = "pasta"
     """Children return their whole text."""
 
+    @property
+    def weighs(self) -> bool:
+        """Whether a parent hears all that its children claim, some of it wrong."""
+        return self in (Telling.WEIGHED, Telling.NUMBERED)
+
 
 def check_telling(text: Text, telling: Telling) -> None:
     """Raises ConfigError where ``text`` cannot be told so."""
-    if text == Text.PAPER and telling in (Telling.PASTA, Telling.WEIGHED, Telling.NUMBERED):
+    if text == Text.PAPER and (telling == Telling.PASTA or Telling(telling).weighs):
         raise ConfigError(f"the paper text has no {telling} telling: tell it in the compact text")
 
 
@@ -173,7 +178,7 @@ class _Teller:
     def heard(self, children: list[_Thread], searches: tuple[Search, ...]) -> list[list[str]]:
         if self.telling == Telling.PASTA:
             return [_whole(child) for child in children]
-        if self.telling in (Telling.WEIGHED, Telling.NUMBERED):
+        if self.telling.weighs:
             return [path for path in map(self.claim, searches) if path]
         return [path for path in map(self.path, searches) if path][:1]
 

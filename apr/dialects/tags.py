@@ -70,6 +70,11 @@ def threads(messages: Iterable[str]) -> str:
     return "".join(f"<thread>{m}</thread>" for m in messages)
 
 
+def messages(text: str) -> list[str]:
+    """Those of the threads in ``text``: the other end of ``threads``."""
+    return _THREAD.findall(text)
+
+
 def stray_tag(message: str) -> Malformed | None:
     """Why ``message`` cannot be passed on: a tag in it would be read as an operation."""
     found = _TAG.search(message)
@@ -77,9 +82,9 @@ def stray_tag(message: str) -> Malformed | None:
 
 
 def _spawn(body: str) -> Spawn | Malformed:
-    messages = tuple(_THREAD.findall(body))
-    if not messages:
+    found = tuple(messages(body))
+    if not found:
         return Malformed("A spawn holds no <thread>.")
     if _THREAD.sub("", body).strip():
         return Malformed("A spawn holds text outside of its threads.")
-    return next(filter(None, map(stray_tag, messages)), None) or Spawn(messages)
+    return next(filter(None, map(stray_tag, found)), None) or Spawn(found)

@@ -191,17 +191,21 @@ def test_c_samples_what_torch_samples(
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-9)
 
 
-def test_how_many_ids_come_in_a_row_changes_no_bit(network: Llama) -> None:
+def test_how_many_ids_come_in_a_row_changes_nothing(network: Llama, backend: str) -> None:
+    """In C not one bit; torch has no bursts, and sums in another order in a tight pool."""
     asked = prompts(8)
-    engines = {n: EmbeddedEngine(network, EngineConfig(burst=n)) for n in (1, 3, 8, 100)}
+    engines = {
+        n: EmbeddedEngine(network, EngineConfig(page_size=4, burst=n)) for n in (1, 3, 8, 100)
+    }
     engines[0] = tight(network)
     got = {n: asyncio.run(complete_each(engine, asked)) for n, engine in engines.items()}
     for engine in engines.values():
         engine.scheduler.check()
         assert not engine.scheduler.running
     assert engines[0].scheduler.num_preempted > 0
-    ids = [[c.ids for c in completions] for completions in got.values()]
-    assert ids.count(ids[0]) == len(ids)
+    for completions in got.values():
+        assert [c.ids for c in completions] == [c.ids for c in got[1]]
+        assert backend != "compiled" or completions == got[1]
 
 
 def test_a_burst_is_over_when_somebody_may_be_waited_for(network: Llama, backend: str) -> None:
