@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import types
 import typing
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 from apr.errors import ConfigError
 
@@ -54,6 +56,11 @@ def build(cls: type[T], raw: dict[str, Any], where: str = "") -> T:
     return cls(**values)
 
 
+def build_query(cls: type[T], query: str) -> T:
+    """Make ``cls`` from the end of an address, such as ``kv=u8&threads=2``; bare words are text."""
+    return build(cls, {key: _plain(text) for key, text in parse_qsl(query)})
+
+
 def check_least(least: float, **values: float) -> None:
     """Raises ConfigError that names the first of ``values`` below ``least``."""
     for name, value in values.items():
@@ -68,6 +75,13 @@ def to_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_json(v) for v in value]
     return value.value if isinstance(value, Enum) else value
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

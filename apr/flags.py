@@ -43,7 +43,8 @@ Engine = Annotated[
     typer.Option(
         "--engine",
         metavar="ADDRESS",
-        help="Server that runs the checkpoint: vllm://host:port, sglang://..., several by commas.",
+        help="Server that runs the checkpoint: vllm://host:port, sglang://..., several by commas; "
+        "or the embedded engine set otherwise: embedded://?bfloat16_products=true.",
     ),
 ]
 Minutes = Annotated[

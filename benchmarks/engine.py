@@ -4,7 +4,8 @@
 
     reference   tokens per second on one static load, beside other engines that decode the same
                 weights; the least time that the machine allows, part by part
-    alone       one trace alone: its wall clock beside that of its critical path, token by token
+    alone       one trace alone: its wall clock beside that of its critical path, token by token;
+                of the checkpoint, and replayed by the network of the reference work
     flight      many traces at the same time: tokens per second
     forks       parents with forked children, with the prefix cache and without
     overhead    what a token costs outside of network and sampler, with many threads in flight
@@ -48,7 +49,7 @@ from apr.interfaces import Engine
 from apr.models.checkpoint import load_checkpoint, save_checkpoint
 from apr.models.llama import Llama
 from apr.remote import connect
-from benchmarks import endurance, work
+from benchmarks import endurance, lone, work
 from benchmarks.machine import provenance
 from benchmarks.overhead import overhead
 from benchmarks.parts import where_time_goes
@@ -93,14 +94,23 @@ def export(sizes: Sizes, folder: Path) -> Llama:
 
 def alone(setting: Setting) -> Figures:
     sizes, model = setting.sizes, replace(setting.model, engine=setting.engine())
-    runs = [work.alone(model, sizes, n) for n in range(setting.rounds + 1)][1:]
+    runs = [lone.alone(model, sizes, n) for n in range(setting.rounds + 1)][1:]
+    shape = work.reference_shape(sizes)
+    replayed = [lone.replayed(shape, setting.configs[OURS]) for _ in range(setting.rounds)]
+    return {**_lone(runs, sizes.alone), "reference network": _lone(replayed, 1)}
+
+
+def _lone(runs: list[lone.Alone], num_traces: int) -> Figures:
+    """Medians of rounds of so many traces."""
+
+    def median(value: Callable[[lone.Alone], float], digits: int) -> float:
+        return round(statistics.median(map(value, runs)), digits)
+
     return {
-        "wall_over_critical_path": round(statistics.median(run.ratio for run in runs), 3),
-        "trace_ms": round(statistics.median(run.wall / sizes.alone for run in runs) * 1e3, 2),
-        "token_ms": round(statistics.median(run.token for run in runs) * 1e3, 3),
-        "token_ms_beside_siblings": round(
-            statistics.median(run.token_in_company for run in runs) * 1e3, 3
-        ),
+        "wall_over_critical_path": median(lambda run: run.ratio, 3),
+        "trace_ms": median(lambda run: run.wall / num_traces * 1e3, 2),
+        "token_ms": median(lambda run: run.token * 1e3, 3),
+        "token_ms_beside_siblings": median(lambda run: run.token_in_company * 1e3, 3),
         "sequential_tokens": sum(run.sequential_tokens for run in runs),
     }
 

@@ -55,8 +55,8 @@ class Replay(Llama):
         self.register_buffer("following", _following(config, trace), persistent=False)
         self.register_buffer("certain", 100 * torch.eye(config.vocab_size), persistent=False)
 
-    def pack(self) -> None:
-        super().pack()
+    def pack(self, bfloat16: bool = False) -> None:
+        super().pack(bfloat16)
         if self.compiled is not None:
             self.compiled = ReplayInC(self)
 
@@ -86,9 +86,7 @@ class ReplayInC(CompiledLlama):
     """The same, where C samples, too: as many ids in a row as it would."""
 
     def __init__(self, replay: Replay) -> None:
-        library = native.compiled(replay.embed_tokens.weight)
-        assert library is not None, "it has just been packed"
-        super().__init__(library, replay)
+        super().__init__(replay)
         self.replay, self.following = replay, replay.following.long().numpy()
 
     def decode(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import NamedTuple
 
 import torch
 
@@ -15,7 +13,6 @@ from apr.countdown.problem import Split
 from apr.errors import EngineError
 from apr.interfaces import Engine
 from apr.models.llama import Llama, LlamaConfig
-from apr.trace import Trace
 from apr.types import Ids, Sampling
 from benchmarks.sizes import Sizes
 
@@ -26,9 +23,9 @@ Each round has work of its own, so that none finds what the last has left in a c
 """
 
 
-def reference_network(sizes: Sizes) -> Llama:
-    """The Llama of the reference work, of random weights."""
-    config = LlamaConfig(
+def reference_shape(sizes: Sizes) -> LlamaConfig:
+    """That of the Llama of the reference work."""
+    return LlamaConfig(
         vocab_size=sizes.vocabulary,
         hidden_size=sizes.hidden_size,
         intermediate_size=sizes.intermediate_size,
@@ -38,7 +35,11 @@ def reference_network(sizes: Sizes) -> Llama:
         head_dim=sizes.hidden_size // sizes.num_heads,
         max_position_embeddings=sizes.context,
     )
-    model = Llama(config)
+
+
+def reference_network(sizes: Sizes) -> Llama:
+    """The Llama of the reference work, of random weights."""
+    model = Llama(reference_shape(sizes))
     model.init_weights(seed=0)
     return model.eval()
 
@@ -73,44 +74,6 @@ def token_seconds(engine: Engine, prompts: Sequence[Ids], num_new: int) -> float
     asyncio.run(run(1))  # Now the prompts are in the cache.
     short, long = asyncio.run(run(1)), asyncio.run(run(num_new))
     return (long - short) / (num_new - 1)
-
-
-class Alone(NamedTuple):
-    """Traces run one at a time, beside the least that their critical path must take."""
-
-    wall: float  # seconds
-    sequential_tokens: int
-    token: float  # seconds of one token of one request alone
-    token_in_company: float  # the same beside as many others as a trace has children
-
-    @property
-    def ratio(self) -> float:
-        return self.wall / (self.sequential_tokens * self.token)
-
-
-def alone(model: api.Model, sizes: Sizes, n: int) -> Alone:
-    """Solve problems of round ``n`` one after the other; those count whose traces have children."""
-    wall, sequential = 0.0, 0
-    tokens: list[tuple[float, float]] = []
-    pool = 100 * sizes.alone
-    for posed in api.pose(model.recipe, Split.TEST, (n + 1) * pool)[n * pool :]:
-        trace = api.solve(model, posed)
-        if len(trace.threads) < 2:
-            continue
-        wall += trace.wall_clock
-        sequential += trace.sequential_tokens
-        tokens.append(_token_seconds_of(model.engine, trace))
-        if len(tokens) == sizes.alone:
-            break
-    return Alone(wall, sequential, *map(statistics.median, zip(*tokens, strict=True)))
-
-
-def _token_seconds_of(engine: Engine, trace: Trace) -> tuple[float, float]:
-    """Seconds of a token after the prompt of ``trace``: alone, and beside as many as children."""
-    prompt = trace.root.calls[0].prompt_ids
-    num_new = min(200, engine.context - len(prompt))
-    company = [prompt] * (len(trace.threads) - 1)
-    return token_seconds(engine, [prompt], num_new), token_seconds(engine, company, num_new)
 
 
 def flight(model: api.Model, sizes: Sizes) -> Generate:

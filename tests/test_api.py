@@ -19,6 +19,8 @@ from apr import api, config
 from apr.countdown.demonstrate import Condition
 from apr.countdown.narrate import Telling
 from apr.countdown.problem import Problem, Split, split_of
+from apr.engine import EmbeddedEngine, EngineConfig
+from apr.engine.attention import Precision
 from apr.errors import (
     CheckpointError,
     ConfigError,
@@ -310,6 +312,16 @@ def test_facts_are_plain_values() -> None:
 def test_load_refuses_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         api.load(tmp_path / "nothing")
+
+
+def test_the_address_of_the_embedded_engine_sets_it(trained: Trained) -> None:
+    model = api.load(trained.checkpoint, "embedded://?burst=2&kv_precision=int8")
+    assert isinstance(model.engine, EmbeddedEngine)
+    assert model.engine.config == EngineConfig(burst=2, kv_precision=Precision.INT8)
+    assert api.solve(model, POSED).meta["engine"]["burst"] == 2
+    assert "engine" not in api.solve(api.load(trained.checkpoint), POSED).meta
+    with pytest.raises(ConfigError, match="did you mean 'burst'"):
+        api.load(trained.checkpoint, "embedded://?bursts=2")
 
 
 def test_load_refuses_another_tokenizer(copy: Path) -> None:

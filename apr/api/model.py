@@ -40,6 +40,9 @@ from apr.runtime import Observer, Runtime
 from apr.trace import Trace, num_sampled
 from apr.types import Sampling
 
+EMBEDDED = "embedded://?"
+"""What the address of the embedded engine begins with; its settings follow."""
+
 
 @dataclass(frozen=True)
 class _Noted:
@@ -140,15 +143,18 @@ def load(
     """A checkpoint that ``train`` or ``reinforce`` wrote, over an engine.
 
     Args:
-        engine: settings of the embedded engine, or addresses of servers that run this checkpoint
-            (see ``apr.remote.connect``); of the folder, tokenizer and recipe are read then.
+        engine: settings of the embedded engine, as such or as ``embedded://?burst=1``; or
+            addresses of servers that run this checkpoint (see ``apr.remote.connect``), of whose
+            folder only tokenizer and recipe are read then.
         dtype: type of the weights; float32 on a CPU and bfloat16 on CUDA by default.
 
     Raises:
         CheckpointError: missing, damaged, of another tokenizer, or not made by a recipe.
-        ConfigError: the address of a server is none.
+        ConfigError: the address of a server is none, or the embedded engine cannot run so.
         EngineError: a server does not answer.
     """
+    if isinstance(engine, str) and engine.startswith(EMBEDDED):
+        engine = config.build_query(EngineConfig, engine.removeprefix(EMBEDDED))
     shape = read_config(checkpoint)
     codec = HFCodec.load(checkpoint)
     _, recipe, tokenizer = read_model_manifest(checkpoint)
@@ -157,11 +163,14 @@ def load(
             f"tokenizer.json in {checkpoint} is not the one its weights were trained with: "
             "put back the file that came with the checkpoint"
         )
-    about = {"model": str(checkpoint), "tokenizer": tokenizer}
+    about: dict[str, Any] = {"model": str(checkpoint), "tokenizer": tokenizer}
     if isinstance(engine, str):
         served = connect(engine, codec)
         return Model(served, codec, recipe, {**about, "server": served.about})
     network = load_checkpoint(checkpoint, default_device(), dtype)
+    engine = engine or EngineConfig()
+    if engine != EngineConfig():
+        about["engine"] = config.to_json(engine)
     return Model(EmbeddedEngine(network, engine, codec), codec, recipe, about)
 
 

@@ -144,12 +144,16 @@ class Llama(nn.Module):
         """(N, D) -> (N, V)."""
         return cast(Tensor, self.lm_head(hidden_ND))
 
-    def pack(self) -> None:
-        """Ready the weights for inference; to be called again whenever they have changed."""
+    def pack(self, bfloat16: bool = False) -> None:
+        """Ready the weights for inference; to be called again whenever they have changed.
+
+        Args:
+            bfloat16: multiply in it, where that can be compiled; sums stay in float32.
+        """
         for module in self.modules():
             if isinstance(module, Linear):
-                module.packed = native.packed(module.weight)
-        self.compiled = native.compiled_llama(self)
+                module.packed = native.packed(module.weight, bfloat16)
+        self.compiled = None if self.lm_head.packed is None else native.CompiledLlama(self)
 
     @property
     def num_parameters(self) -> int:

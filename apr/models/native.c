@@ -1,5 +1,7 @@
 /* A Llama in C, for inference: every product, and the whole network around an attention that the
-   caller hands in. Compiled by apr.models.native; REAL is float or double.
+   caller hands in. Compiled by apr.models.native:
+     REAL      float or double
+     BFLOAT16  1 if products multiply in bfloat16, sums being floats; 0 if they multiply REALs
 
    Each number of a product is a sum in one fixed order, however many rows there are: what a token
    gives does not depend, not by one bit, on what else is in the batch. */
@@ -7,6 +9,9 @@
 #include "vectors.h"
 #include <omp.h>
 #include <stdlib.h>
+#if BFLOAT16 && defined __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 /* A tile is ROWS rows by VECTORS vectors of sums: with 32 registers 8 rows, with 16 of them 4. */
 #if defined __AVX512F__ || defined __aarch64__
@@ -18,35 +23,113 @@
 #define BLOCK 256 /* rows that a thread takes at a time */
 #define SERIAL (1 << 16) /* multiplications that are done sooner than threads are woken */
 #define MANY 3000000      /* the same for a whole network */
+#define AT_ONCE 256       /* factors of a row that are rounded, then multiplied */
 
 enum { LANES = WIDEST / sizeof(REAL), PANEL = VECTORS * LANES };
-typedef REAL vec __attribute__((vector_size(WIDEST), aligned(sizeof(REAL)), may_alias));
+#define VECTOR(type) __attribute__((vector_size(WIDEST), aligned(sizeof(type)), may_alias))
+typedef REAL vec VECTOR(REAL);
+
+/* What is multiplied at a time: NUMBERS of a row of x with as many of each of the columns of a vector. */
+#if BFLOAT16
+typedef uint32_t factor; /* the first of the two in its lower half */
+enum { NUMBERS = 2 };
+#else
+typedef REAL factor;
+enum { NUMBERS = 1 };
+#endif
+typedef factor factors VECTOR(factor);
+
+#if BFLOAT16
+typedef uint32_t bits VECTOR(uint32_t);
+typedef uint16_t half __attribute__((vector_size(WIDEST / 2), aligned(sizeof(uint16_t)), may_alias));
+
+/* To the nearest, ties to even. */
+INLINE half rounded(vec x)
+{
+#if defined __AVX512BF16__
+    return (half)_mm512_cvtneps_pbh((__m512)x);
+#else
+    bits b = (bits)x;
+    return __builtin_convertvector((b + 0x7fff + (b >> 16 & 1)) >> 16, half);
+#endif
+}
+
+/* The factors of a row of k numbers, of which the last may have nothing beside it. */
+INLINE void factorize(const REAL *row, int64_t k, factor *to)
+{
+    int64_t whole = k - k % LANES;
+    for (int64_t j = 0; j < whole; j += LANES)
+        *(half *)(to + j / 2) = rounded(*(const vec *)(row + j));
+    if (whole < k) {
+        vec x = {0};
+        memcpy(&x, row + whole, (k - whole) * sizeof *row);
+        *(half *)(to + whole / 2) = rounded(x);
+    }
+}
+
+INLINE vec multiply_add(vec sum, uint32_t x, factors weights)
+{
+#if defined __AVX512BF16__
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(x), (__m512bh)weights);
+#else
+    uint32_t both[2] = {x << 16, x & 0xffff0000};
+    float numbers[2];
+    memcpy(numbers, both, sizeof both);
+    return sum + numbers[0] * (vec)(weights << 16) + numbers[1] * (vec)(weights & 0xffff0000);
+#endif
+}
+#else
+INLINE void factorize(const REAL *row, int64_t k, factor *to) { memcpy(to, row, k * sizeof *row); }
+INLINE vec multiply_add(vec sum, REAL x, factors weights) { return sum + x * weights; }
+#endif
 
 int64_t panel(void) { return PANEL; }
+int64_t numbers(void) { return NUMBERS; }
 
 /* A matrix (n, k) in panels: PANEL of its rows, lying side by side so that k comes last; zeros where
    the last panel has no row. */
-void pack(int64_t n, int64_t k, const REAL *matrix, REAL *packed)
+void pack(int64_t n, int64_t k, const REAL *matrix, factor *packed)
 {
+    int64_t depth = (k + NUMBERS - 1) / NUMBERS;
 #pragma omp parallel for
-    for (int64_t i = 0; i < n + PANEL - 1 - (n - 1) % PANEL; i++)
-        for (int64_t j = 0; j < k; j++)
-            packed[(i / PANEL * k + j) * PANEL + i % PANEL] = i < n ? matrix[i * k + j] : 0;
+    for (int64_t i = 0; i < n + PANEL - 1 - (n - 1) % PANEL; i++) {
+        factor row[depth + LANES];
+        if (i < n)
+            factorize(matrix + i * k, k, row);
+        for (int64_t j = 0; j < depth; j++)
+            packed[(i / PANEL * depth + j) * PANEL + i % PANEL] = i < n ? row[j] : 0;
+    }
+}
+
+/* One factor of each row of x, which are so far apart, times those of a panel's columns. */
+INLINE void meet(int rows, vec sum[8][VECTORS], const factor *x, int64_t apart, const factor *panel)
+{
+    const factors *weights = (const factors *)panel;
+    for (int c = 0; c < VECTORS; c++)
+        __builtin_prefetch((const char *)(weights + c) + 2048);
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < VECTORS; c++)
+            sum[r][c] = multiply_add(sum[r][c], x[r * apart], weights[c]);
 }
 
 /* A few rows of x times one panel; rows is known when this is compiled. */
-INLINE void tile(int rows, int64_t k, int64_t n, int64_t columns, const REAL *x, const REAL *panel,
+INLINE void tile(int rows, int64_t k, int64_t n, int64_t columns, const REAL *x, const factor *panel,
                  REAL *out, int add)
 {
     vec sum[8][VECTORS] = {0};
-    for (int64_t j = 0; j < k; j++) {
-        const vec *weights = (const vec *)(panel + j * PANEL);
-        for (int c = 0; c < VECTORS; c++)
-            __builtin_prefetch((const char *)(weights + c) + 2048);
+#if BFLOAT16
+    factor some[8][AT_ONCE];
+    for (int64_t first = 0; first < k; first += 2 * AT_ONCE) {
+        int64_t left = k - first, depth = left < 2 * AT_ONCE ? (left + 1) / 2 : AT_ONCE;
         for (int r = 0; r < rows; r++)
-            for (int c = 0; c < VECTORS; c++)
-                sum[r][c] += x[r * k + j] * weights[c];
+            factorize(x + r * k + first, left < 2 * AT_ONCE ? left : 2 * AT_ONCE, some[r]);
+        for (int64_t j = 0; j < depth; j++, panel += PANEL)
+            meet(rows, sum, &some[0][j], AT_ONCE, panel);
     }
+#else
+    for (int64_t j = 0; j < k; j++)
+        meet(rows, sum, x + j, k, panel + j * PANEL);
+#endif
     for (int r = 0; r < rows; r++) {
         const REAL *from = (const REAL *)sum[r];
         for (int64_t c = 0; c < columns; c++)
@@ -55,7 +138,7 @@ INLINE void tile(int rows, int64_t k, int64_t n, int64_t columns, const REAL *x,
 }
 
 static void tiles(int64_t rows, int64_t k, int64_t n, int64_t columns, const REAL *x,
-                  const REAL *panel, REAL *out, int add)
+                  const factor *panel, REAL *out, int add)
 {
     for (; rows >= ROWS; rows -= ROWS, x += ROWS * k, out += ROWS * n)
         tile(ROWS, k, n, columns, x, panel, out, add);
@@ -70,21 +153,22 @@ static void tiles(int64_t rows, int64_t k, int64_t n, int64_t columns, const REA
 
 /* x (rows, k) times a packed matrix (n, k), to out (rows, n) or added to what is there. This and all
    up to forward is called by every thread, and over when it is over for all. */
-static void product(int64_t rows, int64_t k, int64_t n, const REAL *x, const REAL *packed, REAL *out,
-                    int add)
+static void product(int64_t rows, int64_t k, int64_t n, const REAL *x, const factor *packed,
+                    REAL *out, int add)
 {
     int64_t panels = (n + PANEL - 1) / PANEL, blocks = (rows + BLOCK - 1) / BLOCK;
+    int64_t panel_size = (k + NUMBERS - 1) / NUMBERS * PANEL;
 #pragma omp for collapse(2)
     for (int64_t p = 0; p < panels; p++)
         for (int64_t b = 0; b < blocks; b++) {
             int64_t first = b * BLOCK, left = rows - first, columns = n - p * PANEL;
             tiles(left < BLOCK ? left : BLOCK, k, n, columns < PANEL ? columns : PANEL, x + first * k,
-                  packed + p * k * PANEL, out + first * n + p * PANEL, add);
+                  packed + p * panel_size, out + first * n + p * PANEL, add);
         }
 }
 
 /* The same, called by one thread. */
-void linear(int64_t rows, int64_t k, int64_t n, const REAL *x, const REAL *packed, REAL *out)
+void linear(int64_t rows, int64_t k, int64_t n, const REAL *x, const factor *packed, REAL *out)
 {
 #pragma omp parallel if (rows * k * n > SERIAL)
     product(rows, k, n, x, packed, out, 0);
@@ -142,7 +226,7 @@ typedef struct {
     int64_t num_layers, width, inner, heads, kv_heads, d;
     double eps;
     const REAL *embed, *cos, *sin, *norm;
-    const REAL **layers; /* for each: norm, qkv, o, norm, gate and up, down */
+    const void **layers; /* for each: norm, qkv, o, norm, gate and up, down; products packed */
 } network;
 
 enum { PRODUCTS, ATTENTION, REST, SAMPLER }; /* parts of a step, to tell where the time goes */
@@ -192,7 +276,7 @@ static void layers(const network *m, const tokens *t)
     for (int64_t i = 0; i < n; i++)
         memcpy(x + i * width, m->embed + t->ids[i] * width, width * sizeof(REAL));
     for (int64_t l = 0; l < m->num_layers; l++) {
-        const REAL **w = m->layers + 6 * l;
+        const void **w = m->layers + 6 * l;
         rms_norm(n, width, x, w[0], m->eps, normed);
         took(REST, &since, t->seconds);
         product(n, width, qkv, normed, w[1], wide, 0);
@@ -228,7 +312,7 @@ void forward(const network *m, const tokens *t)
 typedef struct {
     int64_t num_rows, most, vocab;
     int64_t patience;        /* all is over when more than one in so many rows have ended */
-    const REAL *head;        /* packed */
+    const factor *head;      /* packed */
     int64_t *chunks, *last;  /* of those that go on: their chunk, and the last of its tokens */
     const double *temperatures, *top_p, *uniforms; /* 0 is greedy; (num_rows, most): in [0, 1) */
     const int64_t *top_k, *limits, *stops, *stop_ends; /* ... most ids, ids to end with and whose */

@@ -95,19 +95,21 @@ class Packed:
     """A matrix (out, in) as ``native.c`` reads it; a copy, to be made again when it changes."""
 
     def __init__(self, compiled: ctypes.CDLL, weight: Tensor) -> None:
-        self._linear = compiled.linear
+        self.compiled = compiled
         self.num_out, self.num_in = weight.shape
-        panel = compiled.panel()
-        self.numbers = weight.new_empty(-(-self.num_out // panel) * panel * self.num_in)
+        panel, numbers = compiled.panel(), compiled.numbers()
+        depth = -(-self.num_in // numbers)
+        # A factor takes as many bytes as a weight, whatever the number of numbers in it.
+        self.factors = weight.new_empty(-(-self.num_out // panel) * panel * depth)
         weight = weight.detach().contiguous()
-        compiled.pack(self.num_out, self.num_in, weight.data_ptr(), self.numbers.data_ptr())
+        compiled.pack(self.num_out, self.num_in, weight.data_ptr(), self.factors.data_ptr())
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, in) -> (N, out)."""
         x = x.contiguous()
         out = x.new_empty(len(x), self.num_out)
-        matrix, to = self.numbers.data_ptr(), out.data_ptr()
-        self._linear(len(x), self.num_in, self.num_out, x.data_ptr(), matrix, to)
+        matrix, to = self.factors.data_ptr(), out.data_ptr()
+        self.compiled.linear(len(x), self.num_in, self.num_out, x.data_ptr(), matrix, to)
         return out
 
 
@@ -180,10 +182,15 @@ class Wanted(NamedTuple):
 class CompiledLlama:
     """The whole of a packed network in one call. Shares all weights but the packed copies."""
 
-    def __init__(self, compiled: ctypes.CDLL, model: Llama) -> None:
-        self._forward, self._decode, config = compiled.forward, compiled.decode, model.config
+    def __init__(self, model: Llama) -> None:
+        """
+        Args:
+            model: whose projections are packed, all alike.
+        """
         assert model.lm_head.packed is not None, "weights are packed first"
-        self._head = model.lm_head.packed
+        self._head, config = model.lm_head.packed, model.config
+        compiled = self._head.compiled
+        self._forward, self._decode = compiled.forward, compiled.decode
         self._seconds = np.zeros(len(_PARTS))
         dtype = model.embed_tokens.weight.dtype
         tables = [model.embed_tokens.weight, model.cos.to(dtype), model.sin.to(dtype)]
@@ -237,7 +244,7 @@ class CompiledLlama:
             most,
             self._head.num_out,
             PATIENCE,
-            self._head.numbers.data_ptr(),
+            self._head.factors.data_ptr(),
             *(x.ctypes.data for x in (*wanted[:-1], stops, stop_ends)),
             attend.advance,
             hidden.data_ptr(),
@@ -280,7 +287,7 @@ def _layer(block: Block) -> list[Tensor]:
     """Weights of one layer, in the order of ``native.c``."""
     attention, mlp = block.self_attn, block.mlp
     qkv, o, gate_up, down = (
-        p.packed.numbers
+        p.packed.factors
         for p in (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
         if p.packed is not None
     )
@@ -294,26 +301,28 @@ def _layer(block: Block) -> list[Tensor]:
     ]
 
 
-def packed(weight: Tensor) -> Packed | None:
-    """``weight`` for inference; None off CPUs and without a compiler."""
-    found = compiled(weight)
+def packed(weight: Tensor, bfloat16: bool = False) -> Packed | None:
+    """``weight`` for inference; None off CPUs and without a compiler.
+
+    Args:
+        bfloat16: as for ``compiled``.
+    """
+    found = compiled(weight, bfloat16)
     return None if found is None else Packed(found, weight)
 
 
-def compiled_llama(model: Llama) -> CompiledLlama | None:
-    """``model``, whose projections are packed; None off CPUs and without a compiler."""
-    found = compiled(model.embed_tokens.weight)
-    return None if found is None else CompiledLlama(found, model)
+def compiled(weight: Tensor, bfloat16: bool = False) -> ctypes.CDLL | None:
+    """``native.c`` for the numbers of ``weight``; None off CPUs and without a compiler.
 
-
-def compiled(weight: Tensor) -> ctypes.CDLL | None:
-    """``native.c`` for the numbers of ``weight``; None off CPUs and without a compiler."""
-    if weight.device.type != "cpu":
+    Args:
+        bfloat16: for products of float32 that round both sides to bfloat16 and sum in float32.
+    """
+    if weight.device.type != "cpu" or (bfloat16 and weight.dtype != torch.float32):
         return None
-    found = library(SOURCE, weight.dtype)
+    found = library(SOURCE, weight.dtype, BFLOAT16=int(bfloat16))
     if found is not None:
         n, p = ctypes.c_int64, ctypes.c_void_p
-        found.panel.restype = found.scratch.restype = n
+        found.panel.restype = found.numbers.restype = found.scratch.restype = n
         found.pack.restype = found.linear.restype = found.forward.restype = None
         found.decode.restype = None
         found.pack.argtypes = [n, n, p, p]

@@ -20,11 +20,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 
-from apr.config import build, check_least
+from apr.config import build_query, check_least
 from apr.errors import CheckpointError, ConfigError, ContextError, EngineError, InputError
 from apr.interfaces import Codec
 from apr.remote.engine import Answer, Piece, check_room
@@ -237,15 +236,7 @@ def open_address(address: str, codec: Codec | None) -> OpenVINOEngine:
         ConfigError: an unknown setting, or a value that is none.
     """
     folder, _, query = address.removeprefix(SCHEME).partition("?")
-    settings = {key: _value(text) for key, text in parse_qsl(query)}
-    return OpenVINOEngine(Path(folder), build(OpenVINOConfig, settings), codec)
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    return OpenVINOEngine(Path(folder), build_query(OpenVINOConfig, query), codec)
 
 
 def _genai() -> Any:

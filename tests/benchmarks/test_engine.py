@@ -22,7 +22,7 @@ from apr.engine.scheduler import Scheduler
 from apr.models.checkpoint import read_config
 from apr.trace import Trace
 from apr.train.attention import causal_reference
-from benchmarks import endurance, engine, machine, overhead, parts, race, roofline, work
+from benchmarks import endurance, engine, lone, machine, overhead, parts, race, roofline, work
 from benchmarks.sizes import SIZES, Sizes
 
 SMALL = SIZES["small"]
@@ -132,7 +132,7 @@ def test_engines_take_turns_and_are_compared_with_the_first(clock: Clock) -> Non
 
 
 def test_a_trace_alone_is_beside_its_critical_path() -> None:
-    assert work.Alone(
+    assert lone.Alone(
         3.0, sequential_tokens=100, token=0.02, token_in_company=0.03
     ).ratio == pytest.approx(1.5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,6 +56,22 @@ def plain_logits(network: Llama, ids: list[int]) -> torch.Tensor:
         return network.logits(network(at, places, causal_reference)).cpu()
 
 
+def mean_shift(network: Llama, asked: list[list[int]], got: list[Completion]) -> float:
+    """How far logprobs are from those of plain forward passes."""
+    shifts = []
+    for prompt, completion in zip(asked, got, strict=True):
+        plain = plain_logits(network, prompt + list(completion.ids)).log_softmax(-1)
+        want = plain[len(prompt) - 1 : -1].gather(-1, torch.tensor(completion.ids)[:, None])[:, 0]
+        shifts.append((torch.tensor(completion.logprobs) - want).abs())
+    return float(torch.cat(shifts).mean())
+
+
+def in_float32(network: Llama) -> Llama:
+    single = Llama(network.config)
+    single.load_state_dict(network.state_dict())
+    return single.eval()
+
+
 def greedy(network: Llama, prompt: list[int], count: int) -> list[int]:
     """Token by token, the whole prefix computed afresh each time."""
     ids = list(prompt)
@@ -89,27 +106,28 @@ def test_greedy_ids_do_not_depend_on_company_memory_or_cache(network: Llama) -> 
     assert warm.scheduler.num_reused > 500
 
 
-def test_in_c_not_one_bit_depends_on_company_memory_or_cache(network: Llama, backend: str) -> None:
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_in_c_not_one_bit_depends_on_company_memory_or_cache(
+    network: Llama, backend: str, bfloat16: bool
+) -> None:
     if backend != "compiled":
         pytest.skip("torch sums in another order for other shapes")
-    single = Llama(network.config)
-    single.load_state_dict(network.state_dict())
+    single = in_float32(network)
     asked = prompts(30)
-    engine = EmbeddedEngine(single, EngineConfig(page_size=4, prefix_cache=False))
+    how = EngineConfig(page_size=4, bfloat16_products=bfloat16)
+    engine = EmbeddedEngine(single, replace(how, prefix_cache=False))
     alone = [complete(engine, [p], Sampling(30))[0] for p in asked]
     for other in (
-        EmbeddedEngine(single, EngineConfig(page_size=4)),
-        tight(single),
-        tight(single, max_batch_tokens=7),
+        EmbeddedEngine(single, how),
+        tight(single, bfloat16_products=bfloat16),
+        tight(single, bfloat16_products=bfloat16, max_batch_tokens=7),
     ):
         assert complete(other, asked, Sampling(30)) == alone
 
 
 def test_logprobs_are_those_of_a_plain_forward_pass(network: Llama) -> None:
-    float32 = Llama(network.config)
-    float32.load_state_dict(network.state_dict())
     asked = prompts(8)
-    for model, tolerance in ((network, 1e-10), (float32.eval(), 1e-4)):
+    for model, tolerance in ((network, 1e-10), (in_float32(network), 1e-4)):
         got = complete(EmbeddedEngine(model), asked, Sampling(30, temperature=1.0, seed=3))
         for prompt, completion in zip(asked, got, strict=True):
             logits = plain_logits(model, prompt + list(completion.ids))
@@ -129,12 +147,22 @@ def test_narrow_keys_and_values_shift_logprobs_a_little_and_alike(
     for engine in (EmbeddedEngine(network, narrow), starved):
         assert [c.ids for c in complete(engine, asked, Sampling(30))] == [c.ids for c in alone]
     assert starved.scheduler.num_reused > 0
-    shifts = []
-    for prompt, completion in zip(asked, alone, strict=True):
-        plain = plain_logits(network, prompt + list(completion.ids)).log_softmax(-1)
-        want = plain[len(prompt) - 1 : -1].gather(-1, torch.tensor(completion.ids)[:, None])[:, 0]
-        shifts.append((torch.tensor(completion.logprobs) - want).abs())
-    assert 1e-4 < float(torch.cat(shifts).mean()) < 0.02
+    assert 1e-4 < mean_shift(network, asked, alone) < 0.02
+
+
+def test_products_in_bfloat16_shift_logprobs_a_little(network: Llama, backend: str) -> None:
+    if backend != "compiled":
+        with pytest.raises(ConfigError, match="and a C compiler: leave it out"):
+            EmbeddedEngine(in_float32(network), EngineConfig(bfloat16_products=True))
+        return
+    with pytest.raises(ConfigError, match="takes a network of float32"):
+        EmbeddedEngine(network, EngineConfig(bfloat16_products=True))
+    engine = EmbeddedEngine(in_float32(network), EngineConfig(bfloat16_products=True))
+    asked = prompts(8)
+    for _ in range(2):
+        got = complete(engine, asked, Sampling(30))
+        assert 1e-4 < mean_shift(network, asked, got) < 0.05
+        engine.weights_changed()
 
 
 def test_ten_thousand_requests_wait_their_turn(network: Llama) -> None:

@@ -31,8 +31,8 @@ def numbers(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def pack(weight: torch.Tensor) -> native.Packed:
-    packed = native.packed(weight)
+def pack(weight: torch.Tensor, bfloat16: bool = False) -> native.Packed:
+    packed = native.packed(weight, bfloat16)
     if packed is None:
         pytest.skip("no C compiler here")
     return packed
@@ -51,9 +51,38 @@ def test_a_product_is_what_torch_makes_of_it(
         torch.testing.assert_close(packed(x), x @ weight.T, rtol=0, atol=50 * tolerance)
 
 
-@DTYPES
-def test_a_row_is_the_same_in_any_company(dtype: torch.dtype, tolerance: float) -> None:
-    packed = pack(numbers(100, 64, dtype=dtype))
+# One number too many for a pair, for a vector, and for what is rounded at a time.
+@pytest.mark.parametrize("num_in", [1, 2, 16, 37, 512, 513, 1100])
+def test_a_product_in_bfloat16_rounds_both_sides_and_sums_in_float32(num_in: int) -> None:
+    weight = numbers(49, num_in, dtype=torch.float32)
+    packed = pack(weight, bfloat16=True)
+    for rows in (*range(1, 10), 300):
+        x = numbers(rows, num_in, dtype=torch.float32)
+        want = x.bfloat16().double() @ weight.bfloat16().double().T
+        tolerance = 1e-6 * num_in**0.5 * float(want.abs().max())
+        torch.testing.assert_close(packed(x).double(), want, rtol=0, atol=tolerance)
+
+
+def test_a_processor_without_bfloat16_rounds_the_same(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, x = (numbers(n, 70, dtype=torch.float32) for n in (50, 9))
+    here = pack(weight, bfloat16=True)(x)
+    native._library.cache_clear()
+    monkeypatch.setenv("CC", "cc -U__AVX512BF16__")
+    torch.testing.assert_close(pack(weight, bfloat16=True)(x), here, rtol=0, atol=1e-4)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_products_in_bfloat16_are_of_float32_alone() -> None:
+    assert native.packed(numbers(3, 3, dtype=torch.float64), bfloat16=True) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bfloat16"), [(torch.float32, False), (torch.float64, False), (torch.float32, True)]
+)
+def test_a_row_is_the_same_in_any_company(dtype: torch.dtype, bfloat16: bool) -> None:
+    packed = pack(numbers(100, 64, dtype=dtype), bfloat16)
     x = numbers(500, 64, dtype=dtype)
     together = packed(x)
     for start, end in [(0, 1), (3, 5), (7, 20), (100, 400)]:
