@@ -132,8 +132,6 @@ class Llama(nn.Module):
 
     def forward(self, ids_N: Tensor, positions_N: Tensor, attend: Attend) -> Tensor:
         """Hidden states (N, D) after the final norm, for ids and positions (N,)."""
-        if self.compiled is not None and isinstance(attend, native.CompiledAttend):
-            return self.compiled(ids_N, positions_N, attend)
         x_ND = self.embed_tokens(ids_N)
         cos, sin = (t[positions_N].unsqueeze(1).to(x_ND.dtype) for t in (self.cos, self.sin))
         for block in self.layers:

@@ -301,7 +301,7 @@ static void layers(const network *m, const tokens *t)
 }
 
 /* One step through the network; threads are woken once. */
-void forward(const network *m, const tokens *t)
+static void forward(const network *m, const tokens *t)
 {
     int64_t each = m->num_layers * m->width * (4 * m->heads * m->d + 3 * m->inner);
 #pragma omp parallel if (t->n * each > MANY)

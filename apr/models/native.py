@@ -114,7 +114,7 @@ class Packed:
 
 
 class CompiledAttend:
-    """An ``apr.models.llama.Attend`` that C can call, too."""
+    """How queries meet keys, for C: what ``apr.models.llama.Attend`` is for torch."""
 
     function: int
     """Where it is: an ``attention`` of ``native.c``."""
@@ -124,9 +124,6 @@ class CompiledAttend:
     """Where is what readies that for the next token: as in ``draws`` of ``native.c``."""
     layers: Tensor
     """Keys and values, a row of bytes for each layer."""
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 class _Network(ctypes.Structure):
@@ -190,7 +187,7 @@ class CompiledLlama:
         assert model.lm_head.packed is not None, "weights are packed first"
         self._head, config = model.lm_head.packed, model.config
         compiled = self._head.compiled
-        self._forward, self._decode = compiled.forward, compiled.decode
+        self._decode = compiled.decode
         self._seconds = np.zeros(len(_PARTS))
         dtype = model.embed_tokens.weight.dtype
         tables = [model.embed_tokens.weight, model.cos.to(dtype), model.sin.to(dtype)]
@@ -215,13 +212,6 @@ class CompiledLlama:
         """Spent so far, by part."""
         return dict(zip(_PARTS, self._seconds.tolist(), strict=True))
 
-    def __call__(self, ids_N: Tensor, positions_N: Tensor, attend: CompiledAttend) -> Tensor:
-        """As ``apr.models.llama.Llama.forward``."""
-        out, scratch = self._room(len(ids_N))
-        tokens = self._tokens(ids_N, positions_N, attend, out, scratch)
-        self._forward(ctypes.byref(self._network), ctypes.byref(tokens))
-        return out
-
     def decode(
         self, ids_N: Tensor, positions_N: Tensor, attend: CompiledAttend, wanted: Wanted
     ) -> list[tuple[list[int], list[float]]]:
@@ -230,10 +220,22 @@ class CompiledLlama:
         A row ends with one of its stop ids or at its limit, and all do once more of them have
         ended than ``PATIENCE`` allows. Ids and positions are overwritten.
         """
-        out, scratch = self._room(len(ids_N))
-        tokens = self._tokens(ids_N, positions_N, attend, out, scratch)
+        embed, num_tokens, width = self._weights[0], len(ids_N), self._network.width
+        out, scratch = (embed.new_empty(num_tokens * each) for each in (width, self._scratch))
+        tokens = _Tokens(
+            num_tokens,
+            ids_N.data_ptr(),
+            positions_N.data_ptr(),
+            attend.function,
+            attend.step,
+            attend.layers.data_ptr(),
+            attend.layers.stride(0),
+            scratch.data_ptr(),
+            out.data_ptr(),
+            self._seconds.ctypes.data,
+        )
         num_rows, most = wanted.uniforms_RS.shape
-        hidden = out.new_empty(num_rows, self._network.width + self._head.num_out)
+        hidden, logits = (out.new_empty(num_rows * n) for n in (width, self._head.num_out))
         rows = np.arange(num_rows)
         stops = np.array([id for ids in wanted.stops for id in ids], np.int64)
         stop_ends = np.array([len(ids) for ids in wanted.stops]).cumsum()
@@ -248,39 +250,12 @@ class CompiledLlama:
             *(x.ctypes.data for x in (*wanted[:-1], stops, stop_ends)),
             attend.advance,
             hidden.data_ptr(),
-            hidden.data_ptr() + num_rows * self._network.width * hidden.itemsize,
+            logits.data_ptr(),
             *(x.ctypes.data for x in (rows, ids, counts, logprobs)),
         )
         self._decode(*(ctypes.byref(x) for x in (self._network, tokens, draws)))
         told = zip(ids.tolist(), logprobs.tolist(), counts.tolist(), strict=True)
         return [(ids[:count], logprobs[:count]) for ids, logprobs, count in told]
-
-    def _room(self, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """For what comes out of the network, and to work in."""
-        embed = self._weights[0]
-        out = embed.new_empty(num_tokens, self._network.width)
-        return out, embed.new_empty(num_tokens * self._scratch)
-
-    def _tokens(
-        self,
-        ids_N: Tensor,
-        positions_N: Tensor,
-        attend: CompiledAttend,
-        out: Tensor,
-        scratch: Tensor,
-    ) -> _Tokens:
-        return _Tokens(
-            len(ids_N),
-            ids_N.data_ptr(),
-            positions_N.data_ptr(),
-            attend.function,
-            attend.step,
-            attend.layers.data_ptr(),
-            attend.layers.stride(0),
-            scratch.data_ptr(),
-            out.data_ptr(),
-            self._seconds.ctypes.data,
-        )
 
 
 def _layer(block: Block) -> list[Tensor]:
@@ -323,11 +298,9 @@ def compiled(weight: Tensor, bfloat16: bool = False) -> ctypes.CDLL | None:
     if found is not None:
         n, p = ctypes.c_int64, ctypes.c_void_p
         found.panel.restype = found.numbers.restype = found.scratch.restype = n
-        found.pack.restype = found.linear.restype = found.forward.restype = None
-        found.decode.restype = None
+        found.pack.restype = found.linear.restype = found.decode.restype = None
         found.pack.argtypes = [n, n, p, p]
         found.linear.argtypes = [n, n, n, p, p, p]
         found.scratch.argtypes = [p]
-        found.forward.argtypes = [p, p]
         found.decode.argtypes = [p, p, p]
     return found
