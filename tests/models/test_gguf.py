@@ -17,8 +17,8 @@ import apr
 from apr.data.tokenizer import EOS, PAD, build_tokenizer
 from apr.errors import CheckpointError
 from apr.models.checkpoint import load_checkpoint, read_config, save_checkpoint, to_hf
-from apr.models.llama import Llama, LlamaConfig
 from apr.models.gguf import save_gguf
+from apr.models.llama import Llama, LlamaConfig
 from tests.conftest import Run
 
 NUMBERS = {4: "<I", 5: "<i", 6: "<f", 7: "<?"}

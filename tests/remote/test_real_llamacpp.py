@@ -19,8 +19,8 @@ import apr
 from apr import api
 from apr.countdown.problem import Problem
 from apr.errors import ConfigError, EngineError
-from apr.remote import RemoteConfig, connect, update_weights
 from apr.models.gguf import save_gguf
+from apr.remote import RemoteConfig, connect, update_weights
 from apr.trace import Trace
 from apr.types import Completion, FinishReason, Sampling
 from tests.remote.environments import llama_server
