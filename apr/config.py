@@ -58,7 +58,7 @@ def build(cls: type[T], raw: dict[str, Any], where: str = "") -> T:
 
 def build_query(cls: type[T], query: str) -> T:
     """Make ``cls`` from the end of an address, such as ``kv=u8&threads=2``; bare words are text."""
-    return build(cls, {key: _plain(text) for key, text in parse_qsl(query)})
+    return build(cls, {key: _plain(text) for key, text in parse_qsl(query, keep_blank_values=True)})
 
 
 def check_least(least: float, **values: float) -> None:

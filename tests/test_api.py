@@ -320,8 +320,11 @@ def test_the_address_of_the_embedded_engine_sets_it(trained: Trained) -> None:
     assert model.engine.config == EngineConfig(burst=2, kv_precision=Precision.INT8)
     assert api.solve(model, POSED).meta["engine"]["burst"] == 2
     assert "engine" not in api.solve(api.load(trained.checkpoint), POSED).meta
+    assert "engine" not in api.load(trained.checkpoint, "embedded://").about
     with pytest.raises(ConfigError, match="did you mean 'burst'"):
         api.load(trained.checkpoint, "embedded://?bursts=2")
+    with pytest.raises(ConfigError, match="'burst' takes int"):
+        api.load(trained.checkpoint, "embedded://?burst")
 
 
 def test_load_refuses_another_tokenizer(copy: Path) -> None:

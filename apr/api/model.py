@@ -40,8 +40,8 @@ from apr.runtime import Observer, Runtime
 from apr.trace import Trace, num_sampled
 from apr.types import Sampling
 
-EMBEDDED = "embedded://?"
-"""What the address of the embedded engine begins with; its settings follow."""
+EMBEDDED = "embedded://"
+"""What the address of the embedded engine begins with; its settings may follow, as a query."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def load(
         EngineError: a server does not answer.
     """
     if isinstance(engine, str) and engine.startswith(EMBEDDED):
-        engine = config.build_query(EngineConfig, engine.removeprefix(EMBEDDED))
+        engine = config.build_query(EngineConfig, engine.removeprefix(EMBEDDED).removeprefix("?"))
     shape = read_config(checkpoint)
     codec = HFCodec.load(checkpoint)
     _, recipe, tokenizer = read_model_manifest(checkpoint)
