@@ -20,10 +20,12 @@ def test_demo_is_there() -> None:
     assert size < 25e6
 
 
-@pytest.mark.parametrize(("name", "least"), [("demo", 6), ("nested", 3)])
-def test_unseen_problems_are_solved(name: str, least: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "count", "least"), [("demo", 10, 6), ("nested", 10, 3), ("five", 4, 2)]
+)
+def test_unseen_problems_are_solved(name: str, count: int, least: int) -> None:
     model = apr.load(apr.DEMO.parent / name)
-    summary = summarize(apr.evaluate(model, apr.pose(model.recipe, Split.TEST, 10)))
+    summary = summarize(apr.evaluate(model, apr.pose(model.recipe, Split.TEST, count)))
     assert summary.num_failed == 0
     assert summary.num_correct >= least, "far below what docs/results.md reports"
 
