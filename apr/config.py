@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import tomllib
 import types
 import typing
@@ -58,7 +57,7 @@ def build(cls: type[T], raw: dict[str, Any], where: str = "") -> T:
 
 def build_query(cls: type[T], query: str) -> T:
     """Make ``cls`` from the end of an address, such as ``kv=u8&threads=2``; bare words are text."""
-    return build(cls, {key: _plain(text) for key, text in parse_qsl(query, keep_blank_values=True)})
+    return build(cls, {key: _value(text) for key, text in parse_qsl(query, keep_blank_values=True)})
 
 
 def check_least(least: float, **values: float) -> None:
@@ -77,10 +76,11 @@ def to_json(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def _plain(text: str) -> Any:
+def _value(text: str) -> Any:
+    """As TOML reads it; what it cannot read is text."""
     try:
-        return json.loads(text)
-    except ValueError:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
         return text
 
 
@@ -88,16 +88,12 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     path, sep, text = override.partition("=")
     if not sep:
         raise ConfigError(f"{override!r} is no override: write section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
     *sections, key = path.split(".")
     for section in sections:
         raw = raw.setdefault(section, {})
         if not isinstance(raw, dict):
             raise ConfigError(f"{override!r}: {section!r} is a value, not a section")
-    raw[key] = value
+    raw[key] = _value(text)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

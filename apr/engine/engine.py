@@ -47,7 +47,7 @@ class EngineConfig:
     bfloat16_products: bool = False
     """Round what is multiplied to bfloat16, sums staying in float32: of a network of float32, in C.
 
-    Twice as fast on processors that multiply so; logprobs shift a little."""
+    Half the time of a product on processors that multiply so; logprobs shift a little."""
     burst: int = 8
     """Most ids in a row that a sequence is given before the others are heard, in C; 1 is none."""
     cuda_graphs: bool = True

@@ -102,7 +102,7 @@ void pack(int64_t n, int64_t k, const REAL *matrix, factor *packed)
 }
 
 /* One factor of each row of x, which are so far apart, times those of a panel's columns. */
-INLINE void meet(int rows, vec sum[8][VECTORS], const factor *x, int64_t apart, const factor *panel)
+INLINE void accumulate(int rows, vec sum[8][VECTORS], const factor *x, int64_t apart, const factor *panel)
 {
     const factors *weights = (const factors *)panel;
     for (int c = 0; c < VECTORS; c++)
@@ -124,11 +124,11 @@ INLINE void tile(int rows, int64_t k, int64_t n, int64_t columns, const REAL *x,
         for (int r = 0; r < rows; r++)
             factorize(x + r * k + first, left < 2 * AT_ONCE ? left : 2 * AT_ONCE, some[r]);
         for (int64_t j = 0; j < depth; j++, panel += PANEL)
-            meet(rows, sum, &some[0][j], AT_ONCE, panel);
+            accumulate(rows, sum, &some[0][j], AT_ONCE, panel);
     }
 #else
     for (int64_t j = 0; j < k; j++)
-        meet(rows, sum, x + j, k, panel + j * PANEL);
+        accumulate(rows, sum, x + j, k, panel + j * PANEL);
 #endif
     for (int r = 0; r < rows; r++) {
         const REAL *from = (const REAL *)sum[r];
