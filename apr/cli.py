@@ -450,7 +450,7 @@ def gguf(
     model: Annotated[Path, typer.Argument(help="Checkpoint.")],
     out: Annotated[Path, typer.Argument(metavar="FILE", help="For instance mini.gguf.")],
 ) -> None:
-    """Write a checkpoint as llama.cpp reads it, in float32.
+    """Write a checkpoint as llama.cpp reads it, in float32 (extra `llamacpp`).
 
     apr engine gguf runs/mini/checkpoint mini.gguf
     """

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import apr
 from apr import api, config
+from apr.api.training import codec_of, network_of
 from apr.countdown.demonstrate import Condition
 from apr.countdown.narrate import Telling
 from apr.countdown.problem import Problem, Split, split_of
@@ -388,11 +389,26 @@ def test_a_checkpoint_of_another_shape_or_tokenizer_is_not_gone_on_from(
     if change == "network":
         recipe, data = replace(recipe, network=replace(RECIPE.network, head_dim=8)), trained.data
     else:
-        recipe = replace(recipe, largest_number=41)
+        recipe = replace(recipe, largest_number=39)
         api.make_data(recipe, data, progress=False)
     with pytest.raises(CheckpointError, match="another shape or tokenizer"):
         api.train(recipe, tmp_path / "run", data, progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_words_that_a_checkpoint_lacks_start_as_they_would_without_it(trained: Trained) -> None:
+    start = replace(RECIPE, checkpoint=str(trained.checkpoint))
+    more = replace(start, pairs=True, largest_number=45)
+    known, all_words = (codec_of(r).vocabulary for r in (start, more))
+    assert known.keys() < all_words.keys()
+    old = network_of(start).state_dict()
+    new, fresh = (network_of(r).state_dict() for r in (more, replace(more, checkpoint="")))
+    for name in ("embed_tokens.weight", "lm_head.weight"):
+        for word, id in all_words.items():
+            want = old[name][known[word]] if word in known else fresh[name][id]
+            assert torch.equal(new[name][id], want), word
+    for name in old.keys() - {"embed_tokens.weight", "lm_head.weight"}:
+        assert torch.equal(new[name], old[name])
 
 
 def test_the_public_names_are_pinned() -> None:

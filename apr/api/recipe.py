@@ -58,6 +58,8 @@ class Recipe:
     """Most tokens of one sequence, in training and ever after."""
     largest_number: int = 400
     """Numbers up to this are one token each; larger ones are spelled in digits."""
+    pairs: bool = False
+    """Whether larger numbers are spelled in pairs of digits, a token for each."""
     network: Network = field(default_factory=Network)
     verdict_weight: float = 1.0
     """Weight in the loss of the tokens that say whether an expression hits the target. They decide
@@ -66,7 +68,8 @@ class Recipe:
     """Whether embeddings of numbers start as waves (``apr.train.numbers``): arithmetic is learnt
     several times as fast."""
     checkpoint: str = ""
-    """What training starts from, of the same shape and tokenizer; by default random weights."""
+    """What training starts from, of the same shape; by default random weights. Words that its
+    tokenizer lacks start as they would without it."""
     seed: int = 0
     """Of the weights and of the order of batches; the demonstrations have their own."""
 

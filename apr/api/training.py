@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from apr import config
 from apr.api.model import read_model_manifest
@@ -30,7 +29,7 @@ from apr.train.sft import Losses, train_sft
 def codec_of(recipe: Recipe) -> HFCodec:
     """The tokenizer made for the text of ``recipe``."""
     text = recipe.demonstrations.text
-    words, pattern = vocabulary(text, recipe.largest_number)
+    words, pattern = vocabulary(text, recipe.largest_number, recipe.pairs)
     return HFCodec(build_tokenizer(words, special_words(text), pattern))
 
 
@@ -48,27 +47,34 @@ def network_of(recipe: Recipe) -> Llama:
         **config.to_json(recipe.network),
     )
     network = Llama(shape)
-    if recipe.checkpoint:
-        network.load_state_dict(_weights_to_start_from(Path(recipe.checkpoint), shape, codec))
-        return network
     network.init_weights(recipe.seed)
     if recipe.waves:
-        words = number_words(recipe.demonstrations.text, recipe.largest_number)
+        words = number_words(recipe.demonstrations.text, recipe.largest_number, recipe.pairs)
         start_as_waves(network, {codec.vocabulary[word]: n for word, n in words.items()})
+    if recipe.checkpoint:
+        _start_from(Path(recipe.checkpoint), network, codec)
     return network
 
 
-def _weights_to_start_from(
-    checkpoint: Path, shape: LlamaConfig, codec: HFCodec
-) -> dict[str, Tensor]:
+def _start_from(checkpoint: Path, network: Llama, codec: HFCodec) -> None:
+    """Give ``network`` the weights of ``checkpoint``, but for words that this does not know."""
     loaded = load_checkpoint(checkpoint, dtype=torch.float32)
-    theirs = replace(loaded.config, max_position_embeddings=shape.max_position_embeddings)
-    if HFCodec.load(checkpoint).fingerprint != codec.fingerprint or theirs != shape:
+    known = HFCodec.load(checkpoint).vocabulary
+    theirs = replace(
+        loaded.config,
+        vocab_size=codec.size,
+        max_position_embeddings=network.config.max_position_embeddings,
+    )
+    if not known.keys() <= codec.vocabulary.keys() or theirs != network.config:
         raise CheckpointError(
             f"{checkpoint} has another shape or tokenizer than the recipe that starts from it: "
             "give the recipe the text, largest_number and network of the one that made it"
         )
-    return loaded.state_dict()
+    weights, own = loaded.state_dict(), network.state_dict()
+    old, new = (torch.tensor([ids[word] for word in known]) for ids in (known, codec.vocabulary))
+    for name in ("embed_tokens.weight", "lm_head.weight"):
+        weights[name] = own[name].index_copy(0, new, weights[name][old])
+    network.load_state_dict(weights)
 
 
 def batches_of(recipe: Recipe, directory: Path) -> PackedBatches:

@@ -41,6 +41,7 @@ SPECIALS = (
     "<window>",
 )
 PATTERN = r" ?[0-9]+| ?[^0-9]"
+"""Cuts text into words: numbers and signs."""
 MISS, HIT, LATER, ENTER, EQUALS = " x", " !", " ,", " :", " ="
 
 
@@ -131,6 +132,18 @@ def words(max_number: int) -> list[str]:
     digits = [" ", *"0123456789", *(f" {d}" for d in range(10))]
     signs = [f" {s}" for s in "+-*/=:,x!"]
     return digits + signs + [f" {n}" for n in range(10, max_number + 1)]
+
+
+def pairs() -> list[str]:
+    """Tokens that go on with a number: `` 34`` ``31`` is how 3431 is spelled in pairs."""
+    return [f"{n:02}" for n in range(100)]
+
+
+def pairs_pattern(max_number: int) -> str:
+    """As PATTERN, but cuts numbers beyond ``max_number`` into pairs of digits, from the right."""
+    whole = "|".join(map(str, range(max_number + 1)))
+    rest = "(?:[0-9]{2})*(?![0-9])"
+    return rf" (?:{whole})(?![0-9])| [0-9]{{1,2}}(?={rest})|[0-9]{{2}}(?={rest})|{PATTERN}"
 
 
 @lru_cache(maxsize=1 << 16)

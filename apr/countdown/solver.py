@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
+from apr.config import check_least
 from apr.countdown.problem import Path, Problem, Step
 from apr.errors import ConfigError
 
@@ -96,6 +97,9 @@ class SearchConfig:
     """Most threads of one spawn; 0 is no limit."""
     max_value: int = 0
     """Results above this are not explored; 0 is no limit."""
+    max_final: int = 0
+    """Complete expressions whose result is above this are left out, as none of them can hit where
+    no target is; 0 is ``max_value``."""
     order: Order = Order.FIXED
 
     def __post_init__(self) -> None:
@@ -105,8 +109,14 @@ class SearchConfig:
                 raise ConfigError(f"{name} must be a range like [1, 10], not [{low}, {high}]")
         if not 0 <= self.promising <= 1:
             raise ConfigError(f"promising is a chance between 0 and 1, not {self.promising}")
-        if min(self.spawn_depth, self.max_children, self.max_value) < 0 or self.spawn_size < 2:
-            raise ConfigError("spawn_depth, max_children, max_value >= 0 and spawn_size >= 2")
+        check_least(
+            0,
+            spawn_depth=self.spawn_depth,
+            max_children=self.max_children,
+            max_value=self.max_value,
+            max_final=self.max_final,
+        )
+        check_least(2, spawn_size=self.spawn_size)
 
 
 def search(problem: Problem, config: SearchConfig, rng: random.Random) -> Search:
@@ -188,7 +198,8 @@ class _Searcher:
 
     def expand(self, node: Node, beam: int) -> list[Node]:
         """State expansion: the successors kept, in order (paper, section 3.2)."""
-        found = successors(node.numbers, self.config.max_value)
+        final = self.config.max_final if len(node.numbers) == 2 else 0
+        found = successors(node.numbers, final or self.config.max_value)
         order = self.config.order
         if order is Order.HEURISTIC or 0 < beam < len(found):
             # A stable sort: states of equal rank stay as enumerated.

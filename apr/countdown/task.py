@@ -89,17 +89,30 @@ def dialect_of(text: Text, telling: Telling) -> Dialect:
     return dialects.get(telling, Compact)()
 
 
-def vocabulary(text: Text, largest: int) -> Vocabulary:
-    """Tokens for ``text``, one for each number up to ``largest``; others are spelled in digits."""
-    if text == Text.PAPER:
-        return Vocabulary(paper.words(largest), paper.PATTERN)
-    return Vocabulary(compact.words(largest), compact.PATTERN)
+def vocabulary(text: Text, largest: int, pairs: bool = False) -> Vocabulary:
+    """Tokens for ``text``, one for each number up to ``largest``.
+
+    Args:
+        pairs: larger numbers are spelled in pairs of digits, not in single ones.
+
+    Raises:
+        ConfigError: pairs in the paper's text.
+    """
+    if text != Text.PAPER:
+        words = compact.words(largest)
+        if pairs:
+            return Vocabulary(words + compact.pairs(), compact.pairs_pattern(largest))
+        return Vocabulary(words, compact.PATTERN)
+    if pairs:
+        raise ConfigError("the paper text spells no numbers in pairs: leave pairs out")
+    return Vocabulary(paper.words(largest), paper.PATTERN)
 
 
-def number_words(text: Text, largest: int) -> dict[str, int]:
-    """Words that stand for a whole number, and which."""
+def number_words(text: Text, largest: int, pairs: bool = False) -> dict[str, int]:
+    """Words that stand for a number, or two digits of one, and which."""
     lead = "" if text == Text.PAPER else " "
-    return {f"{lead}{n}": n for n in range(max(9, largest) + 1)}
+    numbers = {f"{lead}{n}": n for n in range(max(9, largest) + 1)}
+    return numbers | {word: int(word) for word in compact.pairs()} if pairs else numbers
 
 
 def special_words(text: Text) -> tuple[str, ...]:

@@ -90,6 +90,29 @@ def test_operations_are_single_tokens() -> None:
     assert pieces == [" 12", " +", " 99", " =", " ", "1", "1", "1"]
 
 
+def test_numbers_beyond_the_largest_are_spelled_in_pairs() -> None:
+    words = compact.words(300) + compact.pairs()
+    codec = HFCodec(build_tokenizer(words, compact.SPECIALS, compact.pairs_pattern(300)))
+
+    def pieces(text: str) -> list[str]:
+        ids = codec.encode(text)
+        assert codec.decode(ids) == text
+        assert codec.encode_pieces([text]) == list(ids)
+        return [codec.decode([i]) for i in ids]
+
+    assert pieces(" 98 * 99 = 9702 :") == [" 98", " *", " 99", " =", " 97", "02", " :"]
+    for n in range(12_000):
+        text = str(n)
+        cut = len(text) % 2 or 2
+        want = (
+            [text]
+            if n <= 300
+            else [text[:cut], *(text[i : i + 2] for i in range(cut, len(text), 2))]
+        )
+        assert pieces(f" {n}") == [f" {want[0]}", *want[1:]]
+    assert pieces("9 97 3001")[-4:] == ["9", " 97", " 30", "01"]
+
+
 def test_numbered_a_thread_returns_what_it_heard_by_its_number() -> None:
     heard = NUMBERED.resume(ROOT, SPAWN, (PATH, NOTHING, Join(" 9 * 8 = 72", True)))
     assert heard.text == (

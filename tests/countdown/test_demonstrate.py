@@ -80,6 +80,8 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         Demonstrate(text=Text.PAPER, telling=Telling.PASTA)
     with pytest.raises(ConfigError, match="width of a context bin"):
         Demonstrate(bin=0)
+    with pytest.raises(ConfigError, match="max_final 30 leaves out targets, which go up to 100"):
+        Demonstrate(ProblemSpec(target_high=100), SearchConfig(max_final=30))
 
 
 def test_it_can_be_written_in_a_recipe() -> None:

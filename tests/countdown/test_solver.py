@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,6 +54,7 @@ def visits(found: Search) -> Iterator[Visit]:
         {"spawn_depth": -1},
         {"max_children": -1},
         {"max_value": -1},
+        {"max_final": -1},
         {"spawn_size": 1},
     ],
 )
@@ -146,6 +148,24 @@ def test_a_value_too_large_is_left_out() -> None:
     config = SearchConfig(max_value=40, spawn_depth=1)
     values = [n.path[-1].value for v in visits(run(FOUR[0], config)) for n in v.successors]
     assert max(values) <= 40
+
+
+def test_complete_expressions_that_cannot_hit_are_left_out() -> None:
+    """No target is above 100, so a search finds what it found, and shows less."""
+    whole = SearchConfig(max_value=1_000, spawn_depth=1)
+    short = replace(whole, max_final=100)
+    left_out = 0
+    for posed in FOUR:
+        long, told = run(posed, whole), run(posed, short)
+        assert told.goal == long.goal
+        mine, all_of_them = [[*visits(found)] for found in (told, long)]
+        assert [v.node for v in mine] == [v.node for v in all_of_them]
+        for visit, full in zip(mine, all_of_them, strict=True):
+            complete = len(visit.node.numbers) == 2
+            kept = [n for n in full.successors if not complete or n.path[-1].value <= 100]
+            assert list(visit.successors) == kept
+            left_out += len(full.successors) - len(kept)
+    assert left_out > 1_000
 
 
 def test_the_multiply_heuristic_is_the_distance_to_factors() -> None:

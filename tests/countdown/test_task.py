@@ -12,6 +12,7 @@ from apr.countdown.task import (
     Countdown,
     decisive_words,
     dialect_of,
+    number_words,
     special_words,
     step_ends,
     vocabulary,
@@ -102,6 +103,15 @@ def test_a_telling_the_text_does_not_have_is_refused() -> None:
         dialect_of(Text.PAPER, Telling.PASTA)
     with pytest.raises(ConfigError, match="no pasta telling"):
         Countdown(Text.PAPER, Telling.PASTA)
+
+
+def test_pairs_of_digits_stand_for_numbers_too() -> None:
+    words, _ = vocabulary(Text.WHOLE, 100, pairs=True)
+    numbers = number_words(Text.WHOLE, 100, pairs=True)
+    assert set(numbers) <= set(words)
+    assert (numbers[" 7"], numbers["07"], numbers[" 70"], numbers["70"]) == (7, 7, 70, 70)
+    with pytest.raises(ConfigError, match="leave pairs out"):
+        vocabulary(Text.PAPER, 100, pairs=True)
 
 
 @pytest.mark.parametrize("text", Text)

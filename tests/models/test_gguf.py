@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,7 +16,7 @@ import torch
 
 import apr
 from apr.data.tokenizer import EOS, PAD, build_tokenizer
-from apr.errors import CheckpointError
+from apr.errors import CheckpointError, ConfigError
 from apr.models.checkpoint import load_checkpoint, read_config, save_checkpoint, to_hf
 from apr.models.gguf import save_gguf
 from apr.models.llama import Llama, LlamaConfig
@@ -191,3 +192,12 @@ def test_the_command_line_writes_it(tmp_path: Path, run: Run) -> None:
     assert (ran.code, ran.out) == (2, "")
     assert "no checkpoint at" in ran.err
     assert not (tmp_path / "other.gguf").exists()
+
+
+def test_what_writes_it_is_an_extra(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ConfigError, match=r"pip install 'apr\[llamacpp\]'"):
+        save_gguf(checkpoint, tmp_path / "c.gguf")
+    assert not (tmp_path / "c.gguf").exists()
