@@ -24,6 +24,7 @@
 #define SERIAL (1 << 16) /* multiplications that are done sooner than threads are woken */
 #define MANY 3000000      /* the same for a whole network */
 #define AT_ONCE 256       /* factors of a row that are rounded, then multiplied */
+#define NEAR 2048         /* factors that are asked for before they are multiplied */
 
 enum { LANES = WIDEST / sizeof(REAL), PANEL = VECTORS * LANES };
 #define VECTOR(type) __attribute__((vector_size(WIDEST), aligned(sizeof(type)), may_alias))
@@ -101,12 +102,19 @@ void pack(int64_t n, int64_t k, const REAL *matrix, factor *packed)
     }
 }
 
+/* What to ask of memory meanwhile, into the second cache: some of the vectors that lie this far on. */
+typedef struct {
+    int64_t far;
+    int from, to;
+} ahead;
+
 /* One factor of each row of x, which are so far apart, times those of a panel's columns. */
-INLINE void accumulate(int rows, vec sum[8][VECTORS], const factor *x, int64_t apart, const factor *panel)
+INLINE void accumulate(int rows, vec sum[8][VECTORS], const factor *x, int64_t apart, const factor *panel,
+                       ahead ask)
 {
     const factors *weights = (const factors *)panel;
-    for (int c = 0; c < VECTORS; c++)
-        __builtin_prefetch((const char *)(weights + c) + 2048);
+    for (int c = ask.from; c < ask.to; c++)
+        __builtin_prefetch((const factors *)(panel + ask.far) + c, 0, 2);
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < VECTORS; c++)
             sum[r][c] = multiply_add(sum[r][c], x[r * apart], weights[c]);
@@ -114,7 +122,7 @@ INLINE void accumulate(int rows, vec sum[8][VECTORS], const factor *x, int64_t a
 
 /* A few rows of x times one panel; rows is known when this is compiled. */
 INLINE void tile(int rows, int64_t k, int64_t n, int64_t columns, const REAL *x, const factor *panel,
-                 REAL *out, int add)
+                 REAL *out, int add, ahead ask)
 {
     vec sum[8][VECTORS] = {0};
 #if BFLOAT16
@@ -124,11 +132,11 @@ INLINE void tile(int rows, int64_t k, int64_t n, int64_t columns, const REAL *x,
         for (int r = 0; r < rows; r++)
             factorize(x + r * k + first, left < 2 * AT_ONCE ? left : 2 * AT_ONCE, some[r]);
         for (int64_t j = 0; j < depth; j++, panel += PANEL)
-            accumulate(rows, sum, &some[0][j], AT_ONCE, panel);
+            accumulate(rows, sum, &some[0][j], AT_ONCE, panel, ask);
     }
 #else
     for (int64_t j = 0; j < k; j++)
-        accumulate(rows, sum, x + j, k, panel + j * PANEL);
+        accumulate(rows, sum, x + j, k, panel + j * PANEL, ask);
 #endif
     for (int r = 0; r < rows; r++) {
         const REAL *from = (const REAL *)sum[r];
@@ -140,14 +148,19 @@ INLINE void tile(int rows, int64_t k, int64_t n, int64_t columns, const REAL *x,
 static void tiles(int64_t rows, int64_t k, int64_t n, int64_t columns, const REAL *x,
                   const factor *panel, REAL *out, int add)
 {
-    for (; rows >= ROWS; rows -= ROWS, x += ROWS * k, out += ROWS * n)
-        tile(ROWS, k, n, columns, x, panel, out, add);
-    switch (rows) {
+    int64_t num = (rows + ROWS - 1) / ROWS, size = (k + NUMBERS - 1) / NUMBERS * PANEL;
+    /* All but the first find the panel in a cache: each asks for its share of the next one. */
+    ahead ask = {num == 1 ? NEAR : size, 0, 0};
+    for (int64_t i = 1; i <= num; i++, rows -= ROWS, x += ROWS * k, out += ROWS * n) {
+        ask.to = i < num ? (VECTORS * i + num - 1) / num : VECTORS;
+        switch (rows < ROWS ? rows : ROWS) {
 #define CASE(some)                                                                                 \
     case some:                                                                                     \
-        tile(some, k, n, columns, x, panel, out, add);                                             \
+        tile(some, k, n, columns, x, panel, out, add, ask);                                        \
         break;
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7)
+            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+        }
+        ask.from = ask.to;
     }
 }
 
