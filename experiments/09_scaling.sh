@@ -8,7 +8,7 @@ scaled() {
     --set "network.intermediate_size=$4" --set "network.num_hidden_layers=$5"
   evaluate "scaling/$1" greedy
 }
-scaled 2m 128 2 320 6
-scaled 8m 256 4 640 8
-scaled 17m 384 6 1024 8
+scaled 1m 128 2 320 6
+scaled 6m 256 4 640 8
+scaled 15m 384 6 1024 8
 done_with scaling
