@@ -23,6 +23,7 @@ from apr.data.tokenizer import HFCodec
 from apr.engine import EmbeddedEngine, EngineConfig
 from apr.errors import CheckpointError, ConfigError, ProblemError
 from apr.eval.run import run_problems
+from apr.hogwild import HogwildEngine
 from apr.interfaces import Codec, Engine
 from apr.methods import Method
 from apr.methods.apr import APR
@@ -130,9 +131,16 @@ def _method(runtime: Runtime, task: Countdown, how: Inference) -> Method[Problem
         case MethodName.MULTI_AGENT:
             return MultiAgent(runtime, task, within, how.samples, task.delegate)
         case MethodName.HOGWILD:
-            return Hogwild(runtime, task, how.samples, how.taken)
+            return Hogwild(_sharing(runtime), task, how.samples, how.taken)
         case MethodName.TREE_OF_THOUGHTS:
             return TreeOfThoughts(runtime, task, step_ends(task.text), how.tree)
+
+
+def _sharing(runtime: Runtime) -> Runtime:
+    """With an engine whose workers share one cache, if there is one for its model."""
+    if isinstance(runtime.engine, EmbeddedEngine):
+        return replace(runtime, engine=HogwildEngine(runtime.engine))
+    return runtime
 
 
 def load(

@@ -7,19 +7,17 @@ else. So a cancelled request is gone before the next step, and nothing here need
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
-from functools import partial
 
 from apr.engine.attention import PagedKV, Precision, page_bytes
 from apr.engine.graphs import DecodeGraphs
-from apr.engine.hogwild import Group, Hogwild, OnEnd
 from apr.engine.kernel import CompiledKV, attention_library, compiled_page_bytes
+from apr.engine.loop import Loop
 from apr.engine.pages import PagePool
 from apr.engine.scheduler import Chunk, Scheduler
-from apr.engine.sequence import Sequence
+from apr.engine.sequence import sequence_of
 from apr.engine.steps import Steps, StepsInC, StepsInTorch
 from apr.errors import ConfigError, ContextError, EngineError
 from apr.interfaces import Codec
@@ -67,7 +65,7 @@ class EngineConfig:
 
 
 class EmbeddedEngine:
-    """Implements ``apr.interfaces.SharedEngine`` over a network in this process.
+    """Implements ``apr.interfaces.Engine`` over a network in this process.
 
     The weights are the caller's: training them in place changes what is sampled next. Call
     ``weights_changed`` then, so that nothing of the old weights is met again.
@@ -100,14 +98,7 @@ class EmbeddedEngine:
         )
         self.steps = self._steps()
         self.context = min(model.config.max_position_embeddings, num_pages * config.page_size)
-        self.hogwild = Hogwild(
-            model,
-            self.context,
-            config.max_batch,
-            config.kv_gib,
-            codec.decode if codec else None,
-        )
-        self._worker: asyncio.Task[None] | None = None
+        self._loop = Loop(self._step, self._fail)
 
     async def generate(
         self,
@@ -116,45 +107,15 @@ class EmbeddedEngine:
         on_token: Callable[[int], None] | None = None,
     ) -> Completion:
         """As ``apr.interfaces.Engine.generate``."""
-        self._check(prompt_ids, sampling)
-        sequence = _sequence(prompt_ids, sampling, on_token)
+        self.check(prompt_ids, sampling)
+        sequence = sequence_of(prompt_ids, sampling, on_token)
         self.scheduler.add(sequence)
-        self._wake()
+        self._loop.wake()
         try:
             return await sequence.future
         except asyncio.CancelledError:  # All other ends come from a step, which has let go of it.
             self.scheduler.remove(sequence)
             raise
-
-    async def generate_together(
-        self,
-        prompt_ids: Ids[int],
-        openings: Ids[Ids[int]],
-        samplings: Ids[Sampling],
-        context: int | None = None,
-        on_token: Callable[[int, int], None] | None = None,
-        on_end: OnEnd | None = None,
-    ) -> list[Completion | None]:
-        """As ``apr.interfaces.SharedEngine.generate_together``."""
-        context = min(context or self.context, self.context)
-        self._check_together(prompt_ids, openings, samplings, context)
-        workers = [
-            _sequence(opening, sampling, None if on_token is None else partial(on_token, i))
-            for i, (opening, sampling) in enumerate(zip(openings, samplings, strict=True))
-        ]
-        group = Group(
-            list(prompt_ids),
-            workers,
-            context,
-            on_end or _goes_on,
-            asyncio.get_running_loop().create_future(),
-        )
-        self.hogwild.add(group)
-        self._wake()
-        try:
-            return await group.future
-        finally:
-            self.hogwild.remove(group)
 
     def weights_changed(self) -> None:
         """Forget all that was derived from the old weights; between requests only."""
@@ -177,7 +138,8 @@ class EmbeddedEngine:
             self.model, self.kv, DecodeGraphs(self.model, self.kv) if graphs else None
         )
 
-    def _check(self, prompt_ids: Ids[int], sampling: Sampling) -> None:
+    def check(self, prompt_ids: Ids[int], sampling: Sampling) -> None:
+        """Raise what ``generate`` raises of a request that cannot be met."""
         if sampling.stop_strings and self.codec is None:
             raise ConfigError("stop strings need a codec: give the engine one, or use stop ids")
         if not prompt_ids:
@@ -194,49 +156,19 @@ class EmbeddedEngine:
                 f"fit a context of {self.context}"
             )
 
-    def _check_together(
-        self, prompt_ids: Ids[int], openings: Ids[Ids[int]], samplings: Ids[Sampling], context: int
-    ) -> None:
-        for opening, sampling in zip(openings, samplings, strict=True):
-            self._check([*prompt_ids, *opening], sampling)
-        if not prompt_ids or not openings:
-            raise ContextError("give a prompt of at least one token, and at least one worker")
-        num_ids = len(prompt_ids) + sum(map(len, openings))
-        if num_ids + len(openings) > context:
-            raise ContextError(
-                f"{num_ids} tokens of prompt and openings leave no room for one of each of "
-                f"{len(openings)} workers in a context of {context}"
-            )
-        if len(openings) > self.hogwild.max_workers:
-            raise ConfigError(
-                f"{len(openings)} workers on one cache are more than the engine holds, which is "
-                f"{self.hogwild.max_workers}: raise kv_gib or max_batch, or ask for fewer"
-            )
-
-    def _wake(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._worker is None or self._worker.done() or self._worker.get_loop() is not loop:
-            self._worker = loop.create_task(self._work())
-
-    async def _work(self) -> None:
-        """Step while anybody waits."""
-        try:
-            while self._step_all():
-                await asyncio.sleep(0)
-        except Exception as e:
-            error = EngineError(f"the embedded engine failed: {type(e).__name__}: {e}")
-            for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
-                if not sequence.future.done():
-                    sequence.future.set_exception(error)
-                self.scheduler.remove(sequence)
-            self.hogwild.fail(error)
-
-    def _step_all(self) -> bool:
+    def _step(self) -> bool:
         """One step of whatever there is to do; returns whether there was anything."""
         chunks = self.scheduler.schedule()
         if chunks:
             self.step(chunks)
-        return self.hogwild.step() or bool(chunks)
+        return bool(chunks)
+
+    def _fail(self, error: EngineError) -> None:
+        """End every request with ``error``."""
+        for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
+            if not sequence.future.done():
+                sequence.future.set_exception(error)
+            self.scheduler.remove(sequence)
 
     def step(self, chunks: list[Chunk]) -> None:
         """Run ``chunks`` through the network and hand out what was sampled."""
@@ -248,24 +180,6 @@ class EmbeddedEngine:
             sequence.extend(ids, logprobs, decode)
             if sequence.future.done():
                 self.scheduler.remove(sequence)
-
-
-def _sequence(
-    ids: Ids[int], sampling: Sampling, on_token: Callable[[int], None] | None
-) -> Sequence:
-    """A request that goes on from ``ids``."""
-    return Sequence(
-        ids=list(ids),
-        num_prompt=len(ids),
-        sampling=sampling,
-        future=asyncio.get_running_loop().create_future(),
-        on_token=on_token,
-        rng=random.Random(sampling.seed),
-    )
-
-
-def _goes_on(worker: int, completion: Completion) -> bool:
-    return True
 
 
 def _kv(model: Llama, config: EngineConfig) -> CompiledKV | PagedKV:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from asyncio import Future
+from asyncio import Future, get_running_loop
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
@@ -84,3 +84,17 @@ class Sequence:
         reach = max(len(s.encode()) for s in self.sampling.stop_strings)
         tail = decode(self.ids[max(self.num_prompt, len(self.ids) - reach) :])
         return any(s in tail for s in self.sampling.stop_strings)
+
+
+def sequence_of(
+    ids: Ids[int], sampling: Sampling, on_token: Callable[[int], None] | None
+) -> Sequence:
+    """A request that goes on from ``ids``, on the event loop that runs now."""
+    return Sequence(
+        ids=list(ids),
+        num_prompt=len(ids),
+        sampling=sampling,
+        future=get_running_loop().create_future(),
+        on_token=on_token,
+        rng=random.Random(sampling.seed),
+    )

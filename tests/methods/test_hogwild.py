@@ -11,6 +11,7 @@ from apr.countdown.problem import Problem
 from apr.countdown.task import Countdown
 from apr.engine import EmbeddedEngine
 from apr.errors import ConfigError, ContextError, EngineError
+from apr.hogwild import HogwildEngine
 from apr.interfaces import SharedEngine
 from apr.methods.best_of_n import BestOfN
 from apr.methods.hogwild import Hogwild, Taken
@@ -241,17 +242,17 @@ def test_what_saw_others_is_not_trained_on() -> None:
     assert CODEC.decode(alone.ids_T) == "4?" + SLOW
 
 
-def embedded(demo: tuple[Runtime, Countdown], **options: Any) -> tuple[Runtime, Countdown]:
+def sharing(demo: tuple[Runtime, Countdown], **options: Any) -> tuple[Runtime, Countdown]:
     runtime, task = demo
     assert isinstance(runtime.engine, EmbeddedEngine)
-    return replace(runtime, **options), task
+    return replace(runtime, engine=HogwildEngine(runtime.engine), **options), task
 
 
 PROBLEM = Problem((12, 5, 3), 21)
 
 
 def test_one_worker_is_a_sample_like_any_other(demo: tuple[Runtime, Countdown]) -> None:
-    runtime, task = embedded(demo)
+    runtime, task = sharing(demo)
     alone = asyncio.run(Hogwild(runtime, task, 1).solve(PROBLEM))
     sample = asyncio.run(BestOfN(runtime, task, Serial, 1).solve(PROBLEM))
     assert alone.threads[1].calls[0].ids == sample.threads[1].calls[0].ids
@@ -259,7 +260,7 @@ def test_one_worker_is_a_sample_like_any_other(demo: tuple[Runtime, Countdown]) 
 
 def test_over_the_packaged_model(demo: tuple[Runtime, Countdown]) -> None:
     sampling = replace(demo[0].sampling, temperature=2.0)  # At 1 the model is nearly sure.
-    runtime, task = embedded(demo, limits=Limits(context=200), sampling=sampling)
+    runtime, task = sharing(demo, limits=Limits(context=200), sampling=sampling)
     method, diary = Hogwild(runtime, task, 3), Diary()
     trace = asyncio.run(method.solve(PROBLEM, diary))
     assert diary.agrees_with(trace)
@@ -283,7 +284,7 @@ def test_over_the_packaged_model(demo: tuple[Runtime, Countdown]) -> None:
 
 
 def test_a_prompt_that_leaves_no_room_is_raised_itself(demo: tuple[Runtime, Countdown]) -> None:
-    runtime, task = embedded(demo, limits=Limits(context=10))
+    runtime, task = sharing(demo, limits=Limits(context=10))
     diary = Diary()
     with pytest.raises(ContextError, match="leave no room for one of each of 5 workers"):
         asyncio.run(Hogwild(runtime, task, 5).solve(PROBLEM, diary))

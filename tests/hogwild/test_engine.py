@@ -6,15 +6,18 @@ import asyncio
 import copy
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from apr.engine import EmbeddedEngine, EngineConfig
-from apr.engine.hogwild import Group
-from apr.engine.views import shifts, view
 from apr.errors import ConfigError, ContextError, EngineError
+from apr.hogwild import HogwildEngine
+from apr.hogwild.group import Group
+from apr.hogwild.views import shifts, view
+from apr.interfaces import Codec, SharedEngine
 from apr.models.llama import Llama
 from apr.testing import ByteCodec
 from apr.types import Completion, FinishReason, Sampling
@@ -38,8 +41,12 @@ def hot(max_tokens: int, count: int, **rest: object) -> list[Sampling]:
     return [Sampling(max_tokens, temperature=1.0, seed=i, **rest) for i in range(count)]
 
 
+def engine_of(network: Llama, codec: Codec | None = None, **settings: Any) -> HogwildEngine:
+    return HogwildEngine(EmbeddedEngine(network, EngineConfig(**settings), codec))
+
+
 def together(
-    engine: EmbeddedEngine,
+    engine: HogwildEngine,
     openings: Sequence[Sequence[int]],
     samplings: Sequence[Sampling],
     **rest: object,
@@ -50,11 +57,11 @@ def together(
     return [c for c in done if c is not None]
 
 
-def check_idle(engine: EmbeddedEngine) -> None:
-    engine.hogwild.pool.check()
-    assert engine.hogwild.pool.num_free == engine.hogwild.pool.num_pages
-    assert not engine.hogwild.running
-    assert not engine.hogwild.waiting
+def check_idle(engine: HogwildEngine) -> None:
+    engine.pool.check()
+    assert engine.pool.num_free == engine.pool.num_pages
+    assert not engine.running
+    assert not engine.waiting
 
 
 class Replay:
@@ -148,20 +155,20 @@ def check_replay(
 def test_logprobs_are_those_of_keys_rotated_to_each_view(
     exact: Llama, openings: tuple[list[int], ...]
 ) -> None:
-    done = together(EmbeddedEngine(exact), openings, hot(15, len(openings)))
+    done = together(engine_of(exact), openings, hot(15, len(openings)))
     assert {len(c.ids) for c in done} == {15}
     check_replay(exact, openings, done, 1e-10)
 
 
 def test_who_has_ended_is_seen_by_those_who_go_on(exact: Llama) -> None:
     samplings = [Sampling(n, temperature=1.0, seed=n) for n in (3, 20, 9)]
-    done = together(EmbeddedEngine(exact), OPENINGS, samplings)
+    done = together(engine_of(exact), OPENINGS, samplings)
     assert [len(c.ids) for c in done] == [3, 20, 9]
     check_replay(exact, OPENINGS, done, 1e-10)
 
 
 def test_greedy_ids_are_those_of_the_replay(exact: Llama) -> None:
-    done = together(EmbeddedEngine(exact), OPENINGS, [Sampling(12)] * 3)
+    done = together(engine_of(exact), OPENINGS, [Sampling(12)] * 3)
     replay = Replay(exact, 3).logprobs(OPENINGS, [c.ids for c in done])
     assert [tuple(rows.argmax(-1).tolist()) for rows in replay] == [c.ids for c in done]
 
@@ -169,13 +176,13 @@ def test_greedy_ids_are_those_of_the_replay(exact: Llama) -> None:
 def test_float32_differs_by_rounding_only(network: Llama) -> None:
     float32 = Llama(network.config)
     float32.load_state_dict(network.state_dict())
-    done = together(EmbeddedEngine(float32.eval()), OPENINGS, hot(15, 3))
+    done = together(engine_of(float32.eval()), OPENINGS, hot(15, 3))
     check_replay(network, OPENINGS, done, 2e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_one_worker_is_the_ordinary_engine(exact: Llama, temperature: float) -> None:
-    engine = EmbeddedEngine(exact)
+    engine = engine_of(exact)
     sampling = Sampling(60, temperature=temperature, seed=5, stop_ids=(2,))
     alone = asyncio.run(engine.generate([*PROMPT, 9, 8], sampling))
     for opening in ([9, 8], []):
@@ -191,7 +198,7 @@ def test_what_another_writes_is_seen_at_the_next_token(exact: Llama) -> None:
 
     def logprobs(seed: int) -> tuple[float, ...]:
         samplings = [Sampling(4), Sampling(4, temperature=3.0, seed=seed)]
-        watched, other = together(EmbeddedEngine(exact), ([5], [6]), samplings)
+        watched, other = together(engine_of(exact), ([5], [6]), samplings)
         others.append(other.ids[0])
         return watched.logprobs
 
@@ -206,16 +213,16 @@ def test_nothing_is_computed_or_rotated_twice(
     exact: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every id goes through the network once, and what is in the cache is never written again."""
-    engine = EmbeddedEngine(exact)
+    engine = engine_of(exact)
     fed: list[int] = []
     written: list[Tensor] = []
     forward = exact.forward
 
     def watched(ids: Tensor, places: Tensor, attend: object) -> Tensor:
-        before = engine.hogwild.kv.k.clone(), engine.hogwild.kv.v.clone()
+        before = engine.kv.k.clone(), engine.kv.v.clone()
         out = forward(ids, places, attend)  # type: ignore[arg-type]
         fed.extend(ids.tolist())
-        for old, new in zip(before, (engine.hogwild.kv.k, engine.hogwild.kv.v), strict=True):
+        for old, new in zip(before, (engine.kv.k, engine.kv.v), strict=True):
             kept = old.abs().sum(-1) > 0
             assert torch.equal(old[kept], new[kept])
         written.append((new.abs().sum(-1) > 0).sum())
@@ -258,15 +265,15 @@ def requests(count: int) -> list[tuple[list[int], list[list[int]], list[Sampling
 
 def test_a_seed_names_what_workers_write_whatever_else_runs(exact: Llama) -> None:
     asked = requests(20)
-    alone = [asyncio.run(EmbeddedEngine(exact).generate_together(*r)) for r in asked]
+    alone = [asyncio.run(engine_of(exact).generate_together(*r)) for r in asked]
     page = 2 * 2 * 128 * 16 * 8
     crowded = (
-        EmbeddedEngine(exact),
-        EmbeddedEngine(exact, EngineConfig(kv_gib=11 * page / 2**30)),
-        EmbeddedEngine(exact, EngineConfig(max_batch=5)),
+        engine_of(exact),
+        engine_of(exact, kv_gib=11 * page / 2**30),
+        engine_of(exact, max_batch=5),
     )
 
-    async def run(engine: EmbeddedEngine) -> list[list[Completion | None]]:
+    async def run(engine: HogwildEngine) -> list[list[Completion | None]]:
         beside = [engine.generate(prompt, Sampling(30)) for prompt, _, _ in asked]
         together = asyncio.gather(*(engine.generate_together(*r) for r in asked))
         await asyncio.gather(*beside)
@@ -280,12 +287,12 @@ def test_a_seed_names_what_workers_write_whatever_else_runs(exact: Llama) -> Non
                 assert one.ids == other.ids
                 assert one.logprobs == pytest.approx(other.logprobs, abs=1e-9)
         check_idle(engine)
-        engine.scheduler.check()
+        engine.engine.scheduler.check()
 
 
 def test_several_groups_share_each_step(exact: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, steps = EmbeddedEngine(exact), 0
-    forward, most = engine.hogwild._forward, 0
+    engine, steps = engine_of(exact), 0
+    forward, most = engine._forward, 0
 
     def counted(groups: list[Group]) -> None:
         nonlocal steps, most
@@ -293,7 +300,7 @@ def test_several_groups_share_each_step(exact: Llama, monkeypatch: pytest.Monkey
         most = max(most, sum(len(group.workers) for group in groups))
         forward(groups)
 
-    monkeypatch.setattr(engine.hogwild, "_forward", counted)
+    monkeypatch.setattr(engine, "_forward", counted)
 
     async def run() -> None:
         asked = (engine.generate_together(PROMPT, [[], []], hot(40, 2)) for _ in range(10))
@@ -303,13 +310,15 @@ def test_several_groups_share_each_step(exact: Llama, monkeypatch: pytest.Monkey
     # A newcomer's prompt for each of the ten; the rest is shared.
     assert steps <= 10 + 40 + 10
     assert most == 20
-    engine.hogwild.max_batch, most = 7, 0
+    engine, most = engine_of(exact, max_batch=7), 0
+    forward = engine._forward
+    monkeypatch.setattr(engine, "_forward", counted)
     asyncio.run(run())
     assert most == 6
 
 
 def test_all_end_where_the_context_is_full(exact: Llama) -> None:
-    engine = EmbeddedEngine(exact)
+    engine = engine_of(exact)
     done = together(engine, OPENINGS, hot(40, 3), context=5 + 5 + 3 * 7 + 2)
     assert {(len(c.ids), c.finish_reason) for c in done} == {(7, FinishReason.LENGTH)}
     # The model's own context bounds them, too.
@@ -322,7 +331,7 @@ def test_all_end_where_the_context_is_full(exact: Llama) -> None:
 
 
 def test_stop_ids_and_stop_strings_end_a_worker(exact: Llama) -> None:
-    engine = EmbeddedEngine(exact, codec=ByteCodec(specials=[], eos=None))
+    engine = engine_of(exact, codec=ByteCodec(specials=[], eos=None))
     first, second, third = together(engine, OPENINGS, hot(20, 3))
     text = bytes(second.ids[4:6]).decode()
     samplings = hot(20, 3)
@@ -346,7 +355,7 @@ def test_tokens_and_ends_are_heard_in_order(exact: Llama) -> None:
 
     samplings = [Sampling(n, temperature=1.0, seed=n) for n in (5, 2, 5)]
     done = together(
-        EmbeddedEngine(exact),
+        engine_of(exact),
         OPENINGS,
         samplings,
         on_token=lambda worker, id: heard.append((worker, id)),
@@ -363,7 +372,7 @@ def test_one_end_can_stop_all(exact: Llama) -> None:
     def on_token(worker: int, id: int) -> None:
         heard[worker] += 1
 
-    engine = EmbeddedEngine(exact)
+    engine = engine_of(exact)
     samplings = [Sampling(n) for n in (9, 4, 2, 4)]
     done = asyncio.run(
         engine.generate_together(
@@ -377,7 +386,7 @@ def test_one_end_can_stop_all(exact: Llama) -> None:
 
 
 def test_cancelling_frees_blocks_at_once_and_nobody_else_notices(exact: Llama) -> None:
-    engine = EmbeddedEngine(exact)
+    engine = engine_of(exact)
     heard: list[int] = []
     heard_by_then: list[int] = []
     tasks: list[asyncio.Task[list[Completion | None]]] = []
@@ -397,8 +406,8 @@ def test_cancelling_frees_blocks_at_once_and_nobody_else_notices(exact: Llama) -
         )
         with pytest.raises(asyncio.CancelledError):
             await tasks[1]
-        assert len(engine.hogwild.running) == 1
-        assert engine.hogwild.pool.num_pages - engine.hogwild.pool.num_free == 4
+        assert len(engine.running) == 1
+        assert engine.pool.num_pages - engine.pool.num_free == 4
         return await tasks[0]
 
     done = asyncio.run(run())
@@ -409,7 +418,7 @@ def test_cancelling_frees_blocks_at_once_and_nobody_else_notices(exact: Llama) -
 
 @pytest.mark.parametrize("fails", ["on_token", "on_end"])
 def test_a_listener_that_raises_fails_its_own_request_only(exact: Llama, fails: str) -> None:
-    engine = EmbeddedEngine(exact)
+    engine = engine_of(exact)
 
     def listener(worker: int, _: object) -> bool:
         if worker == 1:
@@ -434,7 +443,7 @@ def test_a_listener_that_raises_fails_its_own_request_only(exact: Llama, fails: 
 def test_a_failing_network_fails_every_request_and_the_engine_lives_on(
     exact: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = EmbeddedEngine(exact)
+    engine = engine_of(exact)
 
     def broken(*args: object) -> None:
         raise RuntimeError("no more memory")
@@ -451,8 +460,13 @@ def test_a_failing_network_fails_every_request_and_the_engine_lives_on(
     assert len(together(engine, OPENINGS, hot(4, 3))) == 3
 
 
+def test_it_is_an_engine_whose_workers_share(exact: Llama) -> None:
+    assert isinstance(engine_of(exact), SharedEngine)
+    assert not isinstance(EmbeddedEngine(exact), SharedEngine)
+
+
 def test_what_cannot_be_done_is_refused_before_it_starts(exact: Llama) -> None:
-    engine = EmbeddedEngine(exact)
+    engine = engine_of(exact)
     refused = [
         ([], [[1]], hot(4, 1), None, "prompt of at least one token"),
         ([1], [], [], None, "at least one worker"),
@@ -466,7 +480,7 @@ def test_what_cannot_be_done_is_refused_before_it_starts(exact: Llama) -> None:
             asyncio.run(engine.generate_together(prompt, openings, samplings, context))
     with pytest.raises(ConfigError, match="codec"):
         asyncio.run(engine.generate_together([1], [[]], [Sampling(4, stop_strings=("x",))]))
-    few = EmbeddedEngine(exact, EngineConfig(max_batch=2))
+    few = engine_of(exact, max_batch=2)
     with pytest.raises(ConfigError, match=r"3 workers .* which is 2"):
         asyncio.run(few.generate_together(PROMPT, OPENINGS, hot(4, 3)))
     check_idle(engine)
