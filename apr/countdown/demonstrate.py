@@ -70,7 +70,9 @@ class Demonstrate:
                 raise ConfigError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
         final, high = self.solver.max_final, self.problems.target_high
         if 0 < final < high:
-            raise ConfigError(f"max_final {final} leaves out targets, which go up to {high}")
+            raise ConfigError(
+                f"max_final {final} leaves out targets, which go up to {high}: raise it"
+            )
         if self.bin < 1:
             raise ConfigError(f"bin is the width of a context bin in tokens, not {self.bin}")
 
