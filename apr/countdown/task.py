@@ -98,14 +98,13 @@ def vocabulary(text: Text, largest: int, pairs: bool = False) -> Vocabulary:
     Raises:
         ConfigError: pairs in the paper's text.
     """
-    if text != Text.PAPER:
-        words = compact.words(largest)
-        if pairs:
-            return Vocabulary(words + compact.pairs(), compact.pairs_pattern(largest))
-        return Vocabulary(words, compact.PATTERN)
-    if pairs:
+    if pairs and text == Text.PAPER:
         raise ConfigError("the paper text spells no numbers in pairs: leave pairs out")
-    return Vocabulary(paper.words(largest), paper.PATTERN)
+    if text == Text.PAPER:
+        return Vocabulary(paper.words(largest), paper.PATTERN)
+    if pairs:
+        return Vocabulary(compact.words(largest) + compact.pairs(), compact.pairs_pattern(largest))
+    return Vocabulary(compact.words(largest), compact.PATTERN)
 
 
 def number_words(text: Text, largest: int, pairs: bool = False) -> dict[str, int]:
