@@ -24,6 +24,8 @@ enum {
 
 #define ROWS 16 /* most tokens of a tile */
 #define TOGETHER 4 /* rows that share what is in registers */
+#define AHEAD 2 /* blocks from the one that is read to the one that is asked for */
+#define INTO (STORED == 2 ? 3 : 2) /* the first cache; the second takes more requests at a time */
 #define VECTOR(type) __attribute__((vector_size(LANES * sizeof(type)), aligned(sizeof(type)), may_alias))
 
 typedef REAL vec VECTOR(REAL);
@@ -159,7 +161,7 @@ INLINE void meet_some(row *rows, int n, const block *b, const block *next, int c
         for (int j = 0; j < VECTORS; j++)
             for (int c = 0; c < CHAINS; c++) {
                 vec k = load(&b->k[i + c][j * LANES]);
-                __builtin_prefetch(&next->k[i + c][j * LANES]);
+                __builtin_prefetch(&next->k[i + c][j * LANES], 0, INTO);
                 for (int r = 0; r < n; r++)
                     sum[r][j][c] += rows[r].q[i + c] * k;
             }
@@ -203,7 +205,7 @@ INLINE void meet_some(row *rows, int n, const block *b, const block *next, int c
         for (int u = 0; u < 2; u++)
             for (int c = 0; c < HEAD_DIM / LANES; c++) {
                 vec v = load(&b->v[t + u][c * LANES]);
-                __builtin_prefetch(&next->v[t + u][c * LANES]);
+                __builtin_prefetch(&next->v[t + u][c * LANES], 0, INTO);
                 for (int r = 0; r < n; r++)
                     out[r][c][u] += ((REAL *)p[r])[t + u] * v;
             }
@@ -282,6 +284,12 @@ void advance(step *s, int64_t n, const int64_t *listed)
     plan(s);
 }
 
+/* Where a page begins. */
+INLINE const block *at(const step *s, const block *layer, int32_t page)
+{
+    return layer + (int64_t)page * s->num_kv_heads;
+}
+
 /* Some key-value heads of a tile, page by page: heads of a page lie side by side. */
 static void attend_tile(const step *s, const block *layer, int tile, int kv_head, int num_heads,
                         const REAL *q, int64_t q_stride, REAL *out)
@@ -290,6 +298,7 @@ static void attend_tile(const step *s, const block *layer, int tile, int kv_head
     int first = s->tiles[2 * tile], shared = s->tiles[2 * tile + 1];
     int num_tokens = s->tiles[2 * tile + 2] - first, per_head = num_tokens * repeat;
     row rows[num_heads * per_head]; /* by head, token, query of the head */
+    layer += kv_head;
     for (int r = 0; r < num_heads * per_head; r++) {
         int head = (kv_head + r / per_head) * repeat + r % repeat;
         const REAL *from = q + (first + r % per_head / repeat) * q_stride + head * HEAD_DIM;
@@ -303,12 +312,13 @@ static void attend_tile(const step *s, const block *layer, int tile, int kv_head
         const int32_t *pages = s->pages + token[1];
         int begin = n < 0 ? 0 : shared, end = n < 0 ? shared : token[0] / PAGE + 1;
         for (int i = begin; i < end; i++) {
-            const block *b = layer + (int64_t)pages[i] * s->num_kv_heads + kv_head;
-            const block *next = b + (int64_t)(pages[i + 1 < end ? i + 1 : i] - pages[i]) * s->num_kv_heads;
             int count = token[0] + 1 - i * PAGE;
-            for (int h = 0; h < num_heads; h++)
-                meet(rows + h * per_head + (n < 0 ? 0 : n * repeat), n < 0 ? per_head : repeat, b + h,
-                     h + 1 < num_heads ? b + h + 1 : next, count < PAGE ? count : PAGE);
+            for (int h = 0; h < num_heads; h++) {
+                int page = i + (h + AHEAD) / num_heads;
+                const block *next = at(s, layer, pages[page < end ? page : i]) + (h + AHEAD) % num_heads;
+                meet(rows + h * per_head + (n < 0 ? 0 : n * repeat), n < 0 ? per_head : repeat,
+                     at(s, layer, pages[i]) + h, next, count < PAGE ? count : PAGE);
+            }
         }
     }
     for (int r = 0; r < num_heads * per_head; r++) {

@@ -46,7 +46,7 @@ class EngineConfig:
     """Round what is multiplied to bfloat16, sums staying in float32: of a network of float32, in C.
 
     Half the time of a product on processors that multiply so; logprobs shift a little."""
-    burst: int = 8
+    burst: int = 32
     """Most ids in a row that a sequence is given before the others are heard, in C; 1 is none."""
     cuda_graphs: bool = True
     """Whether a GPU decodes by graphs captured once for each size of batch."""

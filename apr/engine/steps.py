@@ -26,6 +26,8 @@ Numbers = NDArray[np.int64]
 
 _BURST_WORK = 10**10
 """Multiplications between two looks at who has come or gone: some 0.1 s of two cores."""
+_WAIT = 8
+"""Rows that take as long as reading the weights does; a step of fewer is no shorter."""
 
 
 class Sampled(NamedTuple):
@@ -68,7 +70,7 @@ class StepsInC:
         """How many ids in a row may be sampled behind ``chunks``, which get room for them."""
         if not all(c.samples and not c.sequence.sampling.stop_strings for c in chunks):
             return 1
-        most = min(self.burst, _BURST_WORK // (len(chunks) * self.num_parameters))
+        most = min(self.burst, _BURST_WORK // (max(len(chunks), _WAIT) * self.num_parameters))
         return self.scheduler.stretch(chunks, most) if most > 1 else 1
 
     def _wanted(self, sequences: list[Sequence], rows: Numbers, last: Numbers, most: int) -> Wanted:

@@ -11,6 +11,7 @@ import torch
 
 from apr.engine import EmbeddedEngine, EngineConfig
 from apr.engine.attention import Precision
+from apr.engine.steps import StepsInC
 from apr.errors import ConfigError, ContextError, EngineError
 from apr.models.llama import Llama
 from apr.testing import ByteCodec
@@ -236,26 +237,45 @@ def test_how_many_ids_come_in_a_row_changes_nothing(network: Llama, backend: str
         assert backend != "compiled" or completions == got[1]
 
 
-def test_a_burst_is_over_when_somebody_may_be_waited_for(network: Llama, backend: str) -> None:
-    if backend != "compiled":
-        pytest.skip("bursts are of C")
-    engine = EmbeddedEngine(network, EngineConfig(burst=16))
-    steps: list[list[int]] = []
-    heard: list[list[int]] = [[], []]
+def heard_at_a_time(engine: EmbeddedEngine, limits: list[int]) -> list[list[int]]:
+    """How many ids each request has heard, whenever there are more of them."""
+    lengths: list[list[int]] = []
+    heard: list[list[int]] = [[] for _ in limits]
 
     async def run() -> None:
         tasks = [
             asyncio.create_task(engine.generate([5, n], Sampling(limit), heard[n].append))
-            for n, limit in enumerate((6, 60))
+            for n, limit in enumerate(limits)
         ]
         while not all(task.done() for task in tasks):
             await asyncio.sleep(0)
-            lengths = [len(ids) for ids in heard]
-            if not steps or lengths != steps[-1]:
-                steps.append(lengths)
+            now = [len(ids) for ids in heard]
+            if not lengths or now != lengths[-1]:
+                lengths.append(now)
 
     asyncio.run(run())
-    assert steps == [[0, 0], [6, 6], [6, 22], [6, 38], [6, 54], [6, 60]]
+    return lengths
+
+
+def test_a_burst_is_over_when_somebody_may_be_waited_for(network: Llama, backend: str) -> None:
+    if backend != "compiled":
+        pytest.skip("bursts are of C")
+    engine = EmbeddedEngine(network, EngineConfig(burst=16))
+    lengths = heard_at_a_time(engine, [6, 60])
+    assert lengths == [[0, 0], [6, 6], [6, 22], [6, 38], [6, 54], [6, 60]]
+
+
+@pytest.mark.parametrize(("num_parameters", "burst"), [(10**8, 12), (4 * 10**8, 3), (10**10, 1)])
+def test_the_larger_the_network_the_sooner_a_burst_is_heard(
+    network: Llama, backend: str, num_parameters: int, burst: int
+) -> None:
+    """One row waits for the weights as long as several do."""
+    if backend != "compiled":
+        pytest.skip("bursts are of C")
+    engine = EmbeddedEngine(network)
+    assert isinstance(engine.steps, StepsInC)
+    engine.steps.num_parameters = num_parameters
+    assert heard_at_a_time(engine, [30])[1:3] == [[burst], [2 * burst]]
 
 
 def test_a_parent_that_goes_on_does_not_compute_its_prefix_again(network: Llama) -> None:
