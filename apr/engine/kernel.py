@@ -68,8 +68,9 @@ class CompiledKV:
         self.library, self.dtype = library, dtype
         self.config = config
         self.num_pages = num_pages
+        self.page_bytes = compiled_page_bytes(library, config)
         layers = config.num_hidden_layers
-        shape = (layers, num_pages * compiled_page_bytes(library, config) // layers)
+        shape = (layers, num_pages * self.page_bytes // layers)
         self.layers = lazy_zeros(shape, torch.device("cpu"), torch.uint8)
         self.function, self.advance = (
             ctypes.cast(f, ctypes.c_void_p).value or 0 for f in (library.attend, library.advance)

@@ -6,6 +6,7 @@ Axis suffixes: ``_N`` token of the step, ``_B`` sequence that is sampled from, `
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -28,6 +29,9 @@ _BURST_WORK = 10**10
 """Multiplications between two looks at who has come or gone: some 0.1 s of two cores."""
 _WAIT = 8
 """Rows that take as long as reading the weights does; a step of fewer is no shorter."""
+_LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+_ROWS_PER_THREAD = 8
+"""Sequences that keep a thread busy."""
 
 
 class Sampled(NamedTuple):
@@ -54,10 +58,17 @@ class StepsInC:
         """
         self.model, self.kv, self.scheduler, self.burst = model, kv, scheduler, burst
         self.num_parameters = model.num_parameters
+        self.pages_at_hand = self._pages_at_hand()
 
     def __call__(self, chunks: list[Chunk]) -> list[Sampled]:
         most = self._most(chunks)
         chunks = self.kv.order(chunks)
+        size = _ROWS_PER_THREAD * torch.get_num_threads()
+        parts = split(chunks, size, self.pages_at_hand) if most > 1 else [chunks]
+        return [sampled for part in parts for sampled in self._decode(part, most)]
+
+    def _decode(self, chunks: list[Chunk], most: int) -> list[Sampled]:
+        """A step of ``chunks``, and up to so many ids in a row behind it."""
         ids_N, positions_N, last = _flat(chunks)
         rows = np.array([i for i, c in enumerate(chunks) if c.samples], np.int64)
         sequences = [chunks[i].sequence for i in rows]
@@ -72,6 +83,12 @@ class StepsInC:
             return 1
         most = min(self.burst, _BURST_WORK // (max(len(chunks), _WAIT) * self.num_parameters))
         return self.scheduler.stretch(chunks, most) if most > 1 else 1
+
+    def _pages_at_hand(self) -> int:
+        """Pages that fit the last cache beside the weights; all, where those are most of it."""
+        cache = _last_cache()
+        room = cache - self.num_parameters * self.model.embed_tokens.weight.itemsize
+        return room // self.kv.page_bytes if 2 * room > cache else self.kv.num_pages
 
     def _wanted(self, sequences: list[Sequence], rows: Numbers, last: Numbers, most: int) -> Wanted:
         samplings = [s.sampling for s in sequences]
@@ -117,6 +134,38 @@ class StepsInTorch:
             return []
         logits_BV = self.model.logits(hidden_ND[torch.from_numpy(last[rows]).to(self.device)])
         return _draw([chunks[i].sequence for i in rows], logits_BV)
+
+
+def split(chunks: list[Chunk], size: int, num_pages: int) -> list[list[Chunk]]:
+    """Parts to take a burst of one after another, so that a cache holds their keys and values.
+
+    Args:
+        size: chunks that a part grows by.
+        num_pages: how many of those of its chunks a cache holds.
+    """
+    parts: list[list[Chunk]] = []
+    pages: set[int] = set()
+    for i in range(0, len(chunks), size):
+        more = chunks[i : i + size]
+        own = {page for c in more for page in c.sequence.pages}
+        pages |= own
+        if parts and len(pages) <= num_pages:
+            parts[-1] += more
+        else:
+            parts.append(more)
+            pages = own
+    return parts
+
+
+def _last_cache() -> int:
+    """Bytes of the processor's third cache; 0 where nobody says so.
+
+    As the kernel tells it: what libc says may be that of a whole machine, of which this is a part.
+    """
+    try:
+        return int(_LAST_CACHE.read_text(encoding="ascii").strip().removesuffix("K")) * 1024
+    except (OSError, ValueError):
+        return 0
 
 
 def _flat(chunks: list[Chunk]) -> tuple[Tensor, Tensor, Numbers]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 SOURCE = Path(__file__).with_name("native.c")
-PATIENCE = 32
+PATIENCE = 8
 """A burst is over when more than one in so many of its rows have ended: somebody may be waiting."""
 _HEADER = SOURCE.with_name("vectors.h")
 _COMPILE_SECONDS = 120

@@ -11,7 +11,9 @@ import torch
 
 from apr.engine import EmbeddedEngine, EngineConfig
 from apr.engine.attention import Precision
-from apr.engine.steps import StepsInC
+from apr.engine.scheduler import Chunk
+from apr.engine.sequence import sequence_of
+from apr.engine.steps import StepsInC, split
 from apr.errors import ConfigError, ContextError, EngineError
 from apr.models.llama import Llama
 from apr.testing import ByteCodec
@@ -235,6 +237,38 @@ def test_how_many_ids_come_in_a_row_changes_nothing(network: Llama, backend: str
     for completions in got.values():
         assert [c.ids for c in completions] == [c.ids for c in got[1]]
         assert backend != "compiled" or completions == got[1]
+
+
+def test_bursts_of_parts_are_those_of_all(network: Llama, backend: str) -> None:
+    """Not by one bit do they differ."""
+    if backend != "compiled":
+        pytest.skip("parts are of bursts, and those of C")
+    asked = prompts(24 * torch.get_num_threads() + 1)
+    got = []
+    for num_pages in (0, 10**6):
+        engine = EmbeddedEngine(network, EngineConfig(page_size=4))
+        assert isinstance(engine.steps, StepsInC)
+        engine.steps.pages_at_hand = num_pages
+        got.append(asyncio.run(complete_each(engine, asked)))
+        engine.scheduler.check()
+    assert got[0] == got[1]
+
+
+def test_parts_grow_while_their_pages_fit_and_shared_ones_count_once() -> None:
+    def chunk(*pages: int) -> Chunk:
+        sequence = sequence_of([1], Sampling(1), None)
+        sequence.pages.extend(pages)
+        return Chunk(sequence, 0, 1)
+
+    async def parts(num_pages: int) -> list[int]:
+        chunks = [chunk(1, 2), chunk(1, 2, 3), chunk(1, 2, 4), chunk(5, 6), chunk(5, 7)]
+        found = split(chunks, 2, num_pages)
+        assert [c for part in found for c in part] == chunks
+        return [len(part) for part in found]
+
+    assert asyncio.run(parts(0)) == asyncio.run(parts(5)) == [2, 2, 1]
+    assert asyncio.run(parts(6)) == [4, 1]
+    assert asyncio.run(parts(7)) == [5]
 
 
 def heard_at_a_time(engine: EmbeddedEngine, limits: list[int]) -> list[list[int]]:
