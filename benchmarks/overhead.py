@@ -23,7 +23,6 @@ from torch import Tensor
 from apr.dialects.tags import Tags
 from apr.engine import EmbeddedEngine, EngineConfig
 from apr.engine.sampler import draw
-from apr.models import native
 from apr.models.llama import Attend, Llama, LlamaConfig
 from apr.models.native import CompiledAttend, CompiledLlama, Wanted
 from apr.runtime import Runtime
@@ -117,7 +116,7 @@ class ReplayInC(CompiledLlama):
                 told[row].append(id)
             goes_on = ~np.isin(ids, list(stops)) & (step + 1 < wanted.limits_R[going])
             going, ids, places = going[goes_on], ids[goes_on], places[goes_on] + 1
-            if len(going) == 0 or (num_rows - len(going)) * native.PATIENCE > num_rows:
+            if len(going) == 0 or (num_rows - len(going)) * wanted.patience > num_rows:
                 break
         return told
 

@@ -27,6 +27,10 @@ Numbers = NDArray[np.int64]
 
 _BURST_WORK = 10**10
 """Multiplications between two looks at who has come or gone: some 0.1 s of two cores."""
+_PATIENCE = 32
+"""A burst is over when more than one in so many of its sequences have ended: somebody may wait."""
+_PATIENCE_IN_PARTS = 8
+"""The same where there are others beside, so that it is worth while to fill a cache for a part."""
 _WAIT = 8
 """Rows that take as long as reading the weights does; a step of fewer is no shorter."""
 _LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
@@ -65,14 +69,15 @@ class StepsInC:
         chunks = self.kv.order(chunks)
         size = _ROWS_PER_THREAD * torch.get_num_threads()
         parts = split(chunks, size, self.pages_at_hand) if most > 1 else [chunks]
-        return [sampled for part in parts for sampled in self._decode(part, most)]
+        patience = _PATIENCE if len(parts) == 1 else _PATIENCE_IN_PARTS
+        return [sampled for part in parts for sampled in self._decode(part, most, patience)]
 
-    def _decode(self, chunks: list[Chunk], most: int) -> list[Sampled]:
+    def _decode(self, chunks: list[Chunk], most: int, patience: int) -> list[Sampled]:
         """A step of ``chunks``, and up to so many ids in a row behind it."""
         ids_N, positions_N, last = _flat(chunks)
         rows = np.array([i for i, c in enumerate(chunks) if c.samples], np.int64)
         sequences = [chunks[i].sequence for i in rows]
-        wanted = self._wanted(sequences, rows, last[rows], most)
+        wanted = self._wanted(sequences, rows, last[rows], most, patience)
         assert self.model.compiled is not None, "what attends in C runs in C"
         told = self.model.compiled.decode(ids_N, positions_N, self.kv.attend(chunks), wanted)
         return [Sampled(s, *drawn) for s, drawn in zip(sequences, told, strict=True)]
@@ -90,7 +95,9 @@ class StepsInC:
         room = cache - self.num_parameters * self.model.embed_tokens.weight.itemsize
         return room // self.kv.page_bytes if 2 * room > cache else self.kv.num_pages
 
-    def _wanted(self, sequences: list[Sequence], rows: Numbers, last: Numbers, most: int) -> Wanted:
+    def _wanted(
+        self, sequences: list[Sequence], rows: Numbers, last: Numbers, most: int, patience: int
+    ) -> Wanted:
         samplings = [s.sampling for s in sequences]
         limits = [min(most, s.sampling.max_tokens - s.num_sampled) for s in sequences]
         uniforms = np.zeros((len(sequences), most))
@@ -107,6 +114,7 @@ class StepsInC:
             np.array([s.top_k or everything for s in samplings], np.int64),
             np.array(limits, np.int64),
             [s.stop_ids for s in samplings],
+            patience,
         )
 
 

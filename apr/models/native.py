@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 SOURCE = Path(__file__).with_name("native.c")
-PATIENCE = 8
-"""A burst is over when more than one in so many of its rows have ended: somebody may be waiting."""
 _HEADER = SOURCE.with_name("vectors.h")
 _COMPILE_SECONDS = 120
 _PARTS = ("matrix products", "attention", "rest of the network", "sampler")
@@ -174,6 +172,7 @@ class Wanted(NamedTuple):
     top_k_R: NDArray[np.int64]  # the size of the vocabulary is no limit
     limits_R: NDArray[np.int64]  # most ids, up to S
     stops: list[Sequence[int]]  # ids to end with, of each row
+    patience: int  # all is over when more than one in so many rows have ended
 
 
 class CompiledLlama:
@@ -218,7 +217,7 @@ class CompiledLlama:
         """Sample behind a step, feed that back, and so on: of each row ids and their logprobs.
 
         A row ends with one of its stop ids or at its limit, and all do once more of them have
-        ended than ``PATIENCE`` allows. Ids and positions are overwritten.
+        ended than it has patience for. Ids and positions are overwritten.
         """
         embed, num_tokens, width = self._weights[0], len(ids_N), self._network.width
         out, scratch = (embed.new_empty(num_tokens * each) for each in (width, self._scratch))
@@ -245,9 +244,9 @@ class CompiledLlama:
             num_rows,
             most,
             self._head.num_out,
-            PATIENCE,
+            wanted.patience,
             self._head.factors.data_ptr(),
-            *(x.ctypes.data for x in (*wanted[:-1], stops, stop_ends)),
+            *(x.ctypes.data for x in (*wanted[:-2], stops, stop_ends)),
             attend.advance,
             hidden.data_ptr(),
             logits.data_ptr(),
