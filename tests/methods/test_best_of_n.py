@@ -65,6 +65,13 @@ def test_tally_counts_the_samples_and_the_correct_ones() -> None:
     assert tally(trace, Doubling(), 4) == Tally(5, 2)
 
 
+def sampled(trace: Trace, index: int) -> str:
+    """All ids of a thread and of those below it."""
+    thread = trace.threads[index]
+    below = [sampled(trace, child) for spawn in thread.spawns for child in spawn]
+    return repr(([c.ids for c in thread.calls], below))
+
+
 def test_over_the_packaged_model(demo: tuple[Runtime, Countdown]) -> None:
     runtime, task = demo
     problem, diary = Problem((4, 77, 30, 60), 75), Diary()
@@ -77,7 +84,6 @@ def test_over_the_packaged_model(demo: tuple[Runtime, Countdown]) -> None:
     assert trace.grade is not None
     assert trace.grade.correct == (counted.num_correct > 0)
     assert trace.sequential_tokens < trace.total_tokens
-    texts = {tuple(c.ids for c in trace.threads[i].calls) for i in samples}
-    assert len(texts) > 1, "samples at temperature 1 differ"
+    assert len({sampled(trace, i) for i in samples}) > 1, "samples at temperature 1 differ"
     again = asyncio.run(BestOfN(runtime, task, APR, 2, Chooser.ORACLE).solve(problem))
     assert [t.join for t in again.threads] == [t.join for t in trace.threads]
