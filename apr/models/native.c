@@ -22,7 +22,7 @@
 #define VECTORS 3
 #define BLOCK 256 /* rows that a thread takes at a time */
 #define SERIAL (1 << 16) /* multiplications that are done sooner than threads are woken */
-#define MANY 500000      /* the same for a whole network */
+#define MANY 500000       /* the same for a whole network */
 #define AT_ONCE 256       /* factors of a row that are rounded, then multiplied */
 #define NEAR 2048         /* factors that are asked for before they are multiplied */
 
