@@ -519,6 +519,15 @@ def test_a_disk_that_fills_up_in_training(here: Path, run: Run) -> None:
     assert run("sft", "tiny", "--out", "new", "--workers", "1").code == 0
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As at a prompt: what a shell starts with ``&`` ignores Ctrl-C, and so did these tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_quietly(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(prompt: str) -> str:
         signal.raise_signal(signal.SIGINT)
