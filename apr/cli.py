@@ -34,6 +34,7 @@ from apr.errors import (
     StorageError,
 )
 from apr.eval.metrics import summarize
+from apr.files import new_file
 from apr.flags import (
     Engine,
     Json,
@@ -268,17 +269,30 @@ def trace(
         Path | None,
         typer.Option(metavar="DIR", help="Checkpoint whose tokenizer reads the tokens."),
     ] = None,
+    out: Annotated[
+        Path | None,
+        output(metavar="FILE", help="A page (.html) or its timeline (.svg), in place of the text."),
+    ] = None,
 ) -> None:
     """Draw stored traces: every thread, what it wrote, what it returned.
 
     The text is read with the tokenizer of the model that wrote it, where that is still there.
+
+    apr solve 22 26 31 53 --target 27 --trace tree.jsonl && apr trace tree.jsonl --out tree.html
     """
     console = _console()
+    if out is not None and every:
+        raise ConfigError("--out draws one trace: leave out --all, and name it by --index")
+    if out is not None and out.suffix not in (".html", ".svg"):
+        raise ConfigError(f"{out} says not how to draw: end its name in .html or in .svg")
     chosen = read_traces(file) if every else islice(read_traces(file), index, index + 1)
     found = False
     for stored in chosen:
         found = True
         codec = _codec(stored, model)
+        if out is not None:
+            _save(out, stored, codec)
+            continue
         _draw(console, stored, terminal.story(stored, codec) if codec else None)
         if codec is None:
             console.print(
@@ -589,11 +603,29 @@ def _row(file: Path, traces: list[Trace]) -> terminal.Row:
 
 
 def _draw(console: Console, trace: Trace, drawn: Tree | None = None) -> None:
-    console.print(drawn or terminal.tree(trace))
-    answer = trace.answer
-    if answer is not None and (expression := spell(answer)) is not None:
-        answer = f"{expression} = {trace.problem['target']}" if _solved(trace) else expression
-    console.print(terminal.verdict(trace, answer))
+    fold = console.is_terminal and len(trace.threads) > console.height
+    console.print(drawn or terminal.tree(trace, fold))
+    console.print(terminal.verdict(trace, _answer(trace)))
+
+
+def _answer(trace: Trace) -> str | None:
+    """What ``trace`` claims, as people write it."""
+    if trace.answer is None or (expression := spell(trace.answer)) is None:
+        return trace.answer
+    return f"{expression} = {trace.problem['target']}" if _solved(trace) else expression
+
+
+def _save(out: Path, trace: Trace, codec: Codec | None) -> None:
+    """Write ``trace`` as a page or a drawing."""
+    from apr import viewer
+
+    decode = codec.decode if codec else None
+    drawn = (
+        viewer.svg(trace) if out.suffix == ".svg" else viewer.page(trace, decode, _answer(trace))
+    )
+    with new_file(out) as tmp:
+        tmp.write_text(drawn, encoding="utf-8", errors="replace")
+    typer.echo(f"{out}: {len(trace.threads)} threads")
 
 
 def _codec(trace: Trace, model: Path | None) -> Codec | None:

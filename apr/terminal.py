@@ -99,9 +99,11 @@ class Watch(Observer):
             yield _grow(root, self.codec, fold=len(self.branches) > console.height)
 
 
-def tree(trace: Trace) -> Tree:
-    """A trace, one line for each thread."""
-    return _grow(_branch(trace, trace.root), None)
+def tree(trace: Trace, fold: bool = False) -> Tree:
+    """A trace, one line for each thread; with ``fold``, those of the root's children that succeeded
+    and a count of the others.
+    """
+    return _grow(_branch(trace, trace.root), None, fold)
 
 
 def story(trace: Trace, codec: Codec) -> Tree:
@@ -124,20 +126,22 @@ def _branch(trace: Trace, thread: Thread) -> _Branch:
 
 
 def _grow(branch: _Branch, codec: Codec | None, fold: bool = False) -> Tree:
-    """``branch`` and all below it; with ``fold``, of what has ended only what succeeded."""
+    """``branch`` and all below it; with ``fold``, of what has ended only the line, if it
+    succeeded.
+    """
     root = _node(None, branch, codec)
     _grow_children(root, branch, codec, fold)
     return root
 
 
 def _grow_children(node: Tree, branch: _Branch, codec: Codec | None, fold: bool) -> None:
-    if fold and branch.end is not None:
-        return
     children = list(branch.children)
     width = _widest(child.message for child in children)
     shown = [c for c in children if c.end is None or c.success] if fold else children
     for child in shown:
-        _grow_children(_node(node, child, codec, width), child, codec, fold)
+        below = _node(node, child, codec, width)
+        if not fold or child.end is None:
+            _grow_children(below, child, codec, fold)
     if len(shown) < len(children):
         node.add(Text(f"{len(children) - len(shown)} more ended", "dim"))
 
@@ -151,11 +155,18 @@ def _node(above: Tree | None, branch: _Branch, codec: Codec | None, width: int =
 def _tell(node: Tree, trace: Trace, thread: Thread, codec: Codec) -> None:
     for call, spawn in zip_longest(thread.calls, thread.spawns):
         if call is not None:
-            node.add(Text(codec.decode(call.ids).strip(), "dim"))
+            node.add(Text(_written(codec.decode(call.ids), len(spawn or ())), "dim"))
         children = [trace.threads[c] for c in spawn or ()]
         width = _widest(child.message for child in children)
         for child in children:
             _tell(_node(node, _branch(trace, child), codec, width), trace, child, codec)
+
+
+def _written(text: str, num_children: int) -> str:
+    """``text`` without the messages of its spawn: the children stand below with them."""
+    before, spawn, _ = text.partition("<spawn>")
+    told = f"{before} {spawn} {num_children}" if spawn and num_children else text
+    return told.strip()
 
 
 @dataclass(frozen=True)

@@ -332,6 +332,18 @@ def test_trace_draws_the_one_asked_for_or_all(here: Path, run: Run) -> None:
     assert_bad_input(run("trace", "t.jsonl", "--index", 3), "no trace 3")
 
 
+def test_trace_makes_a_page_and_a_drawing(here: Path, run: Run) -> None:
+    assert run(*SOLVE, "--trace", "t.jsonl").code == 0
+    assert run("trace", "t.jsonl", "--out", "drawn/t.html").out.startswith("drawn/t.html: ")
+    page = Path("drawn/t.html").read_text()
+    assert "29 : 8 5 3" in page
+    assert run("trace", "t.jsonl", "--out", "t.svg").code == 0
+    assert Path("t.svg").read_text().startswith("<svg")
+    assert_bad_input(run("trace", "t.jsonl", "--out", "t.png"), ".svg")
+    assert_bad_input(run("trace", "t.jsonl", "--all", "--out", "t.html"), "--all")
+    assert not Path("t.png").exists()
+
+
 def test_trace_shows_no_text_without_the_tokenizer(here: Path, run: Run) -> None:
     assert run(*SOLVE, "--trace", "t.jsonl").code == 0
     whole = run("trace", "t.jsonl").out

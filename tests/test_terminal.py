@@ -65,15 +65,23 @@ def test_a_tree_has_a_line_for_each_thread() -> None:
 def test_a_story_tells_what_was_written_where() -> None:
     assert draw(terminal.story(run(), CODEC), width=80) == [
         "✓ root   26  done",
-        "├── a<spawn><thread>one</thread><thread>two</thread></spawn>",
+        "├── a <spawn> 2",
         "├── ✓ one   22  done",
-        "│   ├── b<spawn><thread>deep</thread></spawn>",
+        "│   ├── b <spawn> 1",
         "│   ├── ✓ deep    7  found",
         "│   │   └── <join>found</join>",
         "│   └── went on<join>done</join>",
         "├── · two   11  nothing",
         "│   └── searching<join></join>",
         "└── went on<join>done</join>",
+    ]
+
+
+def test_a_folded_tree_counts_what_found_nothing() -> None:
+    assert draw(terminal.tree(run(), fold=True)) == [
+        "✓ root   26  done",
+        "├── ✓ one   22  done",
+        "└── 1 more ended",
     ]
 
 
