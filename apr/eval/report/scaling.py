@@ -56,11 +56,17 @@ def figure_8(board: Board) -> Drawn:
         return Drawn(name, title, _MISSING_4A.replace("1.0", "0.1, 0.5 and 1.0"), None)
     figure = Figure((9.2, 6.6), layout="constrained")
     ours, (theirs, *unused) = figure.subplots(2, 3, height_ratios=[3, 2])
+    drawn = []
     for axes, t in zip(ours, temperatures, strict=True):
-        _draw_spending(axes, points[t], f"here, T = {t:g}", is_small=True)
-    low = min(axes.get_ylim()[0] for axes in ours)
-    high = max(axes.get_ylim()[1] for axes in ours)
-    for axes in ours:
+        if t in missing:
+            axes.set_axis_off()
+            axes.set_title(f"T = {t:g}: not run yet", color=PAPER)
+        else:
+            _draw_spending(axes, points[t], f"here, T = {t:g}", is_small=True)
+            drawn.append(axes)
+    low = min(axes.get_ylim()[0] for axes in drawn)
+    high = max(axes.get_ylim()[1] for axes in drawn)
+    for axes in drawn:
         axes.set_ylim(low, high)
     for axes in unused:
         axes.remove()
