@@ -6,10 +6,13 @@ mkdir -p "$out" "$WORK/throughput"
 bench() {
   local name=$1
   shift
-  [ -s "$WORK/throughput/$name.json" ] ||
+  local file=$WORK/throughput/$name.json
+  if [ ! -s "$file" ]; then
     within "$PYTHON" -m benchmarks.sft "$@" "${TINY_BENCH[@]}" --steps "$TIMED" \
-      --demonstrations "$DEMONSTRATIONS" | tee /dev/stderr | tail -1 >"$WORK/throughput/$name.json"
-  cp "$WORK/throughput/$name.json" "$out"
+      --demonstrations "$DEMONSTRATIONS" | tee /dev/stderr | tail -1 >"$file.tmp"
+    mv "$file.tmp" "$file"
+  fi
+  cp "$file" "$out"
 }
 TIMED=30 DEMONSTRATIONS=2000
 [ "${REHEARSE:-0}" = 0 ] || { TIMED=2 DEMONSTRATIONS=10; }

@@ -125,6 +125,8 @@ def test_a_cell_is_of_every_file_of_weights(here: Path, monkeypatch: pytest.Monk
         {"limits": {"total_tokens": 500, "seconds": 2.5}},
         {"method": "best_of_n", "samples": 8, "chooser": "oracle", "temperature": 1.0},
         {"method": "self_consistency", "within": "apr", "samples": 3, "temperature": 1.0},
+        {"method": "multi_agent", "within": "apr", "samples": 2, "temperature": 1.0},
+        {"method": "hogwild", "samples": 4, "taken": "vote", "temperature": 1.0, "seed": 0},
         {
             "method": "tree_of_thoughts",
             "temperature": 1.0,

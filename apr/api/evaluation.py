@@ -241,7 +241,7 @@ def flags_of(how: Inference) -> list[str]:
         (how.limits, usual.limits, _LIMITS),
     ]
     words = ["--method", how.method.value]
-    if how.method in (MethodName.BEST_OF_N, MethodName.SELF_CONSISTENCY, MethodName.MULTI_AGENT):
+    if how.method in _OF_SEVERAL:
         words += ["--samples", str(how.samples)]
     for given, default, names in groups:
         for name, flag in names.items():
@@ -251,7 +251,23 @@ def flags_of(how: Inference) -> list[str]:
     return words + (["--fork"] if how.child_context is ChildContext.FORK else [])
 
 
-_FLAGS = ("within", "chooser", "temperature", "top_p", "top_k", "seed", "children", "window")
+_OF_SEVERAL = (
+    MethodName.BEST_OF_N,
+    MethodName.SELF_CONSISTENCY,
+    MethodName.MULTI_AGENT,
+    MethodName.HOGWILD,
+)
+_FLAGS = (
+    "within",
+    "chooser",
+    "taken",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "children",
+    "window",
+)
 _TREE = ("beam", "proposals", "value", "rollouts")
 _LIMITS = {
     "context": "context",

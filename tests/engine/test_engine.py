@@ -97,10 +97,12 @@ def test_greedy_ids_do_not_depend_on_company_memory_or_cache(network: Llama) -> 
     single = EmbeddedEngine(network, EngineConfig(prefix_cache=False))
     alone = [complete(single, [p], sampling)[0] for p in asked]
     starved, small_steps = tight(network), tight(network, max_batch_tokens=7)
+    # The last token of a prompt may be all that is left to a step, or that a step has room for.
+    tiny_steps = [tight(network, max_batch=4, max_batch_tokens=n) for n in (1, 4)]
     uncached = tight(network, prefix_cache=False)
     warm = EmbeddedEngine(network, EngineConfig(page_size=4))
     complete(warm, asked, sampling)
-    for engine in (EmbeddedEngine(network), starved, small_steps, uncached, warm):
+    for engine in (EmbeddedEngine(network), starved, small_steps, *tiny_steps, uncached, warm):
         got = complete(engine, asked, sampling)
         assert [c.ids for c in got] == [c.ids for c in alone]
     assert starved.scheduler.num_preempted > 0
@@ -426,6 +428,9 @@ def test_what_cannot_be_done_is_refused_before_it_starts(network: Llama) -> None
     for prompt, sampling, words in refused:
         with pytest.raises(ContextError, match=words):
             asyncio.run(engine.generate(prompt, sampling))
+    for sampling in (Sampling(4, float("nan")), Sampling(4, 1.0, top_p=0.0), Sampling(4, top_k=-5)):
+        with pytest.raises(ConfigError, match="temperature and top_k are 0 or more"):
+            asyncio.run(engine.generate([1], sampling))
     with pytest.raises(ConfigError, match="codec"):
         asyncio.run(engine.generate([1], Sampling(4, stop_strings=("x",))))
     with pytest.raises(ConfigError, match="does not hold one page"):
