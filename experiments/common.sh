@@ -6,12 +6,14 @@
 #   MINUTES   a run stops after so many, with code 75; the same command goes on (9)
 #   STEPS     of supervised training, in place of the recipe's
 #   COUNT     problems of an evaluation                                         (1000)
+#   ENGINE    what decodes: 512 threads at a time, with keys and values of a million tokens
 #   PYTHON    interpreter with the dependencies                                 (python)
 #   REHEARSE  1: the same commands at sizes that take seconds on a CPU          (0)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUT=${OUT:-results} WORK=${WORK:-runs/queue} MINUTES=${MINUTES:-9} PYTHON=${PYTHON:-python}
 IN=${IN:-$OUT}
+ENGINE=${ENGINE:-embedded://?max_batch=512&max_batch_tokens=8192&kv_gib=16}
 COUNT=${COUNT:-1000} TINY_SFT=() TINY_RL=() TINY_BENCH=()
 if [ "${REHEARSE:-0}" = 1 ]; then
   COUNT=2
@@ -81,8 +83,8 @@ evaluate() {
   local name=$1 what=$2 file=$WORK/$1/eval-$2.json
   shift 2
   if [ ! -s "$file" ]; then
-    within "$PYTHON" -m apr eval "$OUT/$name/checkpoint" --count "$COUNT" --concurrency 512 --json \
-      --force --out "$WORK/$name/eval-$what.jsonl" "$@" >"$file.tmp"
+    within "$PYTHON" -m apr eval "$OUT/$name/checkpoint" --count "$COUNT" --concurrency 512 \
+      --engine "$ENGINE" --json --force --out "$WORK/$name/eval-$what.jsonl" "$@" >"$file.tmp"
     mv "$file.tmp" "$file"
   fi
   cp "$file" "$OUT/$name"

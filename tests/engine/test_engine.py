@@ -170,6 +170,20 @@ def test_products_in_bfloat16_shift_logprobs_a_little(network: Llama, backend: s
         engine.weights_changed()
 
 
+def test_a_network_of_bfloat16_is_near_its_exact_self(network: Llama, backend: str) -> None:
+    """What a GPU serves by default, with prompts that come in beside sequences that go on."""
+    if backend == "compiled":
+        pytest.skip("a network of bfloat16 runs in torch")
+    device = network.embed_tokens.weight.device
+    half = Llama(network.config).to(device, torch.bfloat16).eval()
+    half.load_state_dict(network.state_dict())
+    exact = in_float32(half).to(device)
+    engine = EmbeddedEngine(half, EngineConfig(page_size=4, max_batch=8, max_batch_tokens=16))
+    asked = prompts(24)
+    got = complete(engine, asked, Sampling(30, temperature=1.0, seed=3))
+    assert 0 < mean_shift(exact, asked, got) < 0.05
+
+
 def test_ten_thousand_requests_wait_their_turn(network: Llama) -> None:
     """Memory is that of the pages and of the requests themselves, however many there are."""
     engine = tight(network)
