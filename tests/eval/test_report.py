@@ -15,6 +15,7 @@ from apr.eval.paper import ACCURACY, TABLES, Setting
 from apr.eval.points import alone_points, points_of
 from apr.eval.report import latency, learning, scaling, style, tables, write_report
 from apr.eval.report.board import Board
+from tests.eval import cells
 from tests.eval.cells import cell, fill, fill_whole_grid
 
 FIGURES = [f"figure-{name}" for name in ("4a", "4b", "5", "6", "7", "8")]
@@ -174,6 +175,25 @@ def test_a_figure_is_drawn_of_what_there_is(
     part = Board([p for p in board.points if p.cell.stands_for in settings], [])
     with style.drawing():
         assert draw(part).figure is not None
+
+
+def test_models_that_solve_nothing_or_everything_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of 7 problems, rounding once put the ends of the intervals on the wrong side.
+    monkeypatch.setattr(cells, "NUM_PROBLEMS", 7)
+    always, never = 2.0, -1.0
+    filled = [
+        (cell("threads", Setting.THREADS), never),
+        (cell("threads + RL", Setting.THREADS_RL), always),
+        (cell("serial", Setting.SERIAL, method="serial"), always),
+        (cell("serial + RL", Setting.SERIAL_RL, method="serial"), never),
+    ]
+    for made, accuracy in filled:
+        fill(tmp_path, made, accuracy, 3)
+    write_report(grid_of(tmp_path, *(made for made, _ in filled)), tmp_path / "out")
+    drawn = {p.stem for p in (tmp_path / "out").glob("*.png")}
+    assert drawn == {"figure-5", "figure-6", "figure-7"}
 
 
 def test_failed_runs_are_told(tmp_path: Path) -> None:

@@ -136,12 +136,8 @@ def _draw_accuracy(ax: Axes, pairs: Sequence[_Pair]) -> None:
         color = style.colour(pair.before)
         ours = [pair.before.accuracy, pair.after.accuracy]
         x = [i - 0.3, i - 0.08]
-        bars = [
-            [e.value - e.interval.low for e in ours],
-            [e.interval.high - e.value for e in ours],
-        ]
         values = [e.value for e in ours]
-        ax.errorbar(x, values, yerr=bars, color=color, elinewidth=1.1)
+        ax.errorbar(x, values, yerr=style.bars(ours), color=color, elinewidth=1.1)
         _dots(ax, x, values, color)
         theirs = [i + 0.12, i + 0.34]
         ax.plot(theirs, [*pair.paper], "--", color=PAPER, linewidth=1.3)
@@ -177,8 +173,7 @@ def _dots(ax: Axes, x: Sequence[float], y: Sequence[float], color: str) -> None:
 def _draw_ratios(ax: Axes, ratios: Sequence[_Ratio], title: str = "after ÷ before") -> None:
     furthest = 1.0
     for y, r in enumerate(ratios):
-        low, high = r.ours.interval
-        bars = [[r.ours.value - low], [high - r.ours.value]]
+        bars, high = style.bars([r.ours]), r.ours.interval.high
         ax.errorbar([r.ours.value], [y - 0.12], xerr=bars, fmt="o", color=r.color, markersize=7)
         _beside(ax, high, y - 0.12, f"{r.ours.value:.2f} × ({r.text})", r.color)
         furthest = max(furthest, high)

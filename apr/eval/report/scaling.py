@@ -126,7 +126,7 @@ def _draw_spending(ax: Axes, points: Sequence[Point], title: str, is_small: bool
         tokens = [p.mean("total_tokens") for p in series]
         accuracy = [p.accuracy.value for p in series]
         if not last.needs_verifier:
-            bars = _bars(series)
+            bars = style.bars([p.accuracy for p in series])
             ax.errorbar(tokens, accuracy, bars, fmt="none", ecolor=color, elinewidth=1, alpha=0.45)
         line, marker = _mark(last)
         ax.plot(
@@ -282,8 +282,7 @@ def _draw_leads(ax: Axes, serial: Point, threads: Sequence[Point]) -> None:
     names: list[str] = []
     for p in threads:
         if (lead := p.over(serial)) is not None:
-            bars = [[lead.value - lead.interval.low], [lead.interval.high - lead.value]]
-            color = style.colour(p)
+            bars, color = style.bars([lead]), style.colour(p)
             ax.errorbar([lead.value], [len(names)], xerr=bars, fmt="o", color=color, elinewidth=1.3)
             names.append(p.budget or "threads")
     for num_children, ahead in paper.FIGURE_4B_LEAD.items():
@@ -295,14 +294,6 @@ def _draw_leads(ax: Axes, serial: Point, threads: Sequence[Point]) -> None:
     ax.grid(axis="y", visible=False)
     ax.set_title("lead over serial, points")
     ax.xaxis.set_major_formatter(lambda x, _: f"{100 * x:+.0f}" if x else "0")
-
-
-def _bars(series: Sequence[Point]) -> Floats:
-    """Lengths below and above each point, as ``errorbar`` takes them."""
-    estimates = [p.accuracy for p in series]
-    below = [max(0.0, e.value - e.interval.low) for e in estimates]
-    above = [max(0.0, e.interval.high - e.value) for e in estimates]
-    return np.array([below, above])
 
 
 def _numbers(points: Sequence[Point]) -> list[Number]:

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import offset_copy
 
-from apr.eval.bootstrap import Estimate
+from apr.eval.bootstrap import Estimate, Floats
 from apr.eval.metrics import Interval
 from apr.eval.points import Family, Point
 from apr.files import new_file
@@ -187,6 +188,14 @@ def points(difference: Estimate) -> str:
     """A difference of shares as text, in percentage points."""
     low, high = difference.interval
     return f"{100 * difference.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def bars(estimates: Sequence[Estimate]) -> Floats:
+    """Lengths below and above each estimate, (2, number of them), as ``errorbar`` takes them."""
+    # An interval no wider than its value may miss it by rounding.
+    below = [max(0.0, e.value - e.interval.low) for e in estimates]
+    above = [max(0.0, e.interval.high - e.value) for e in estimates]
+    return np.array([below, above])
 
 
 def span(interval: Interval) -> str:
