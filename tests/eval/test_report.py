@@ -196,6 +196,16 @@ def test_models_that_solve_nothing_or_everything_are_drawn(
     assert drawn == {"figure-5", "figure-6", "figure-7"}
 
 
+def test_figure_8_is_drawn_of_the_temperatures_that_were_run(board: Board) -> None:
+    part = Board([p for p in board.points if p.cell.temperature == 0.5], [])
+    with style.drawing():
+        drawn = scaling.figure_8(part)
+    assert drawn.figure is not None
+    assert drawn.caption.endswith("Not run yet: temperature 0.1, 1.")
+    said = [text.get_text() for ax in drawn.figure.axes for text in ax.texts]
+    assert {"T = 0.1: not run yet", "T = 1: not run yet"} <= set(said)
+
+
 def test_failed_runs_are_told(tmp_path: Path) -> None:
     from apr.eval.cell import write_results
     from tests.eval.cells import trace

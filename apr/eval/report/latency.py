@@ -39,8 +39,7 @@ def figure_6(board: Board) -> Drawn:
     if alone:
         _draw_within(clock, alone, "wall_clock", "one problem at a time", "seconds")
     else:
-        clock.set_axis_off()
-        clock.text(0, 0.5, "one problem at a time: not run yet\n(concurrency = 1)", color=PAPER)
+        style.say(clock, "one problem at a time: not run yet\n(concurrency = 1)")
     concurrency = loaded[0].cell.concurrency
     _draw_within(load, loaded, "wall_clock", f"{concurrency} problems at a time", "seconds")
     caption = (

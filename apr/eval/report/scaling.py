@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,12 +56,7 @@ def figure_8(board: Board) -> Drawn:
         return Drawn(name, title, _MISSING_4A.replace("1.0", "0.1, 0.5 and 1.0"), None)
     figure = Figure((9.2, 6.6), layout="constrained")
     ours, (theirs, *unused) = figure.subplots(2, 3, height_ratios=[3, 2])
-    for axes, t in zip(ours, temperatures, strict=True):
-        _draw_spending(axes, points[t], f"here, T = {t:g}", is_small=True)
-    low = min(axes.get_ylim()[0] for axes in ours)
-    high = max(axes.get_ylim()[1] for axes in ours)
-    for axes in ours:
-        axes.set_ylim(low, high)
+    _draw_by_temperature(ours, points)
     for axes in unused:
         axes.remove()
     _draw_paper_temperatures(theirs)
@@ -145,6 +140,21 @@ def _draw_spending(ax: Axes, points: Sequence[Point], title: str, is_small: bool
     one = next((p.mean("total_tokens") for p in points if p.family is Family.CONS), None)
     if one:
         _relative_axis(ax, one)
+
+
+def _draw_by_temperature(axes: Sequence[Axes], points: Mapping[float, Sequence[Point]]) -> None:
+    """A panel for each temperature, all of one height."""
+    drawn = []
+    for ax, (temperature, here) in zip(axes, points.items(), strict=True):
+        if here:
+            _draw_spending(ax, here, f"here, T = {temperature:g}", is_small=True)
+            drawn.append(ax)
+        else:
+            style.say(ax, f"T = {temperature:g}: not run yet")
+    low = min(ax.get_ylim()[0] for ax in drawn)
+    high = max(ax.get_ylim()[1] for ax in drawn)
+    for ax in drawn:
+        ax.set_ylim(low, high)
 
 
 def _mark(point: Point) -> tuple[str, str]:

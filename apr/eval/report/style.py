@@ -169,6 +169,12 @@ def inline_svg(drawn: Drawn) -> str:
     return svg
 
 
+def say(ax: Axes, text: str) -> None:
+    """Write ``text`` where there is nothing to draw."""
+    ax.set_axis_off()
+    ax.text(0, 0.5, text, color=PAPER)
+
+
 def percent(axis: Any) -> None:
     """Ticks of shares as percentages."""
     axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
