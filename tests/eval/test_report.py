@@ -7,12 +7,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from apr.errors import DataError
 from apr.eval.cell import Cell, Grid, read_grid, read_results
 from apr.eval.grid import write_grid
 from apr.eval.paper import ACCURACY, TABLES, Setting
-from apr.eval.points import alone_points, points_of
+from apr.eval.points import Family, alone_points, points_of
 from apr.eval.report import latency, learning, scaling, style, tables, write_report
 from apr.eval.report.board import Board
 from tests.eval import cells
@@ -126,7 +127,7 @@ def test_differences_are_against_serial_at_the_same_temperature(board: Board) ->
     rows = {row[0]: row for row in table.rows}
     baseline = board.baseline(0.5)
     assert baseline is not None
-    threads = board.one(Setting.THREADS, scaling.Family.THREADS, 0.5)
+    threads = board.one(Setting.THREADS, Family.THREADS, 0.5)
     assert threads is not None
     gain = threads.over(baseline)
     assert gain is not None
@@ -204,6 +205,30 @@ def test_figure_8_is_drawn_of_the_temperatures_that_were_run(board: Board) -> No
     assert drawn.caption.endswith("Not run yet: temperature 0.1, 1.")
     said = [text.get_text() for ax in drawn.figure.axes for text in ax.texts]
     assert {"T = 0.1: not run yet", "T = 1: not run yet"} <= set(said)
+
+
+def test_figure_6_ends_at_the_accuracy_of_the_last_problem(board: Board) -> None:
+    with style.drawing():
+        figure = latency.figure_6(board).figure
+    assert figure is not None
+    points = board.pick(list(Setting), [Family.SERIAL, Family.THREADS], 0.0)
+    points = [p for p in points if p.cell.children is None]
+    (tokens, *_) = figure.axes
+    lines = [line for line in tokens.lines if line.get_marker() != "o"]
+    ends = [line.get_xydata()[-1].tolist() for line in tokens.lines if line not in lines]
+    most = max(p.columns["sequential_tokens"].max() for p in points)
+    assert sorted(ends) == sorted([most, p.accuracy.value] for p in points)
+    assert {line.get_drawstyle() for line in lines} == {"steps-post"}
+    observed = {x for p in points for x in p.columns["sequential_tokens"]}
+    assert set(lines[0].get_xdata()) == observed | {0.0}
+
+
+def test_labels_keep_apart_and_within_the_axes() -> None:
+    ax = Figure().add_subplot()
+    ax.set_ylim(0, 1)
+    style.label_ends(ax, [(1.0, y, str(y), "black") for y in (0.0, 0.0, 0.01, 1.0, 1.0)], gap=0.1)
+    heights = [text.get_position()[1] for text in ax.texts]
+    assert heights == pytest.approx([0.05, 0.15, 0.25, 0.85, 0.95], abs=1e-3)
 
 
 def test_failed_runs_are_told(tmp_path: Path) -> None:

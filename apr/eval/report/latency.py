@@ -63,17 +63,21 @@ def figure_6(board: Board) -> Drawn:
 
 
 def _draw_within(ax: Axes, points: Sequence[Point], column: str, title: str, unit: str) -> None:
-    most = max(float(np.nanquantile(p.columns[column], 0.99)) for p in points)
-    amounts = np.linspace(0, most, 240)
+    observed = np.concatenate([p.columns[column] for p in points])
+    amounts = np.unique(np.append(observed[~np.isnan(observed)], 0.0))
+    most = float(amounts[-1])
     labels = []
     for p in points:
-        color = style.colour(p)
+        color, line = style.colour(p), "-" if style.is_rl(p) else "--"
         solved = cumulative(p, column, amounts)
         low, high = band(solved, p)
-        ax.fill_between(amounts, low, high, solved > 0, color=color, alpha=0.08, linewidth=0)
-        ax.plot(amounts, solved, "-" if style.is_rl(p) else "--", color=color)
-        ax.plot(amounts[-1:], solved[-1:], "o", color=color, markerfacecolor=style.face(p))
-        labels.append((most, float(solved[-1]), p.series, color))
+        ax.fill_between(
+            amounts, low, high, solved > 0, step="post", color=color, alpha=0.08, linewidth=0
+        )
+        ax.plot(amounts, solved, line, drawstyle="steps-post", color=color)
+        end, face = (most, float(solved[-1])), style.face(p)
+        ax.plot(*end, "o", color=color, markerfacecolor=face, clip_on=False, zorder=4)
+        labels.append((*end, p.series, color))
     ax.set_title(title)
     ax.set_xlim(0, most * 1.5)
     ax.set_ylim(0, 1)

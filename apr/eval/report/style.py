@@ -211,14 +211,17 @@ def span(interval: Interval) -> str:
 def label_ends(
     ax: Axes, labels: Sequence[tuple[float, float, str, str]], gap: float = 0.06
 ) -> None:
-    """Write each label (x, y, text, colour) right of its point, none over another.
+    """Write each label (x, y, text, colour) right of its point, none over another or out of the
+    axes.
 
     Args:
         gap: least distance between two labels, as a share of the height.
     """
     left, right = ax.get_xlim()
     low, high = ax.get_ylim()
-    heights = _apart([label[:2] for label in labels], 0.35 * (right - left), gap * (high - low))
+    least = gap * (high - low)
+    room = Interval(low + least / 2, high - least / 2)
+    heights = _apart([label[:2] for label in labels], 0.35 * (right - left), least, room)
     beside = offset_copy(ax.transData, fig=ax.get_figure(root=True), x=9, units="points")
     ground = {"facecolor": GROUND, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
     for (x, _, text, color), y in zip(labels, heights, strict=True):
@@ -227,8 +230,11 @@ def label_ends(
         ).set_zorder(5)
 
 
-def _apart(points: Sequence[tuple[float, float]], width: float, least: float) -> list[float]:
-    """Heights of ``points``, those within ``width`` of each other moved ``least`` apart."""
+def _apart(
+    points: Sequence[tuple[float, float]], width: float, least: float, room: Interval
+) -> list[float]:
+    """Heights of ``points`` within ``room``, those within ``width`` of each other ``least`` apart
+    as far as there is room."""
     order = sorted(range(len(points)), key=lambda i: points[i][1])
     near = [(i, j) for i, j in combinations(order, 2) if abs(points[i][0] - points[j][0]) < width]
     heights = [y for _, y in points]
@@ -237,6 +243,7 @@ def _apart(points: Sequence[tuple[float, float]], width: float, least: float) ->
             overlap = max(0.0, least - (heights[above] - heights[below]))
             heights[below] -= overlap / 2
             heights[above] += overlap / 2
+        heights = [min(max(y, room.low), room.high) for y in heights]
     return heights
 
 
