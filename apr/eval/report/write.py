@@ -7,6 +7,7 @@ from pathlib import Path
 from apr.errors import DataError
 from apr.eval.cell import Grid, Results, read_grid, read_results
 from apr.eval.points import alone_points, points_of
+from apr.eval.posed import note_of
 from apr.eval.report import latency, learning, scaling, style, tables
 from apr.eval.report.board import Board
 from apr.eval.report.page import page
@@ -74,6 +75,8 @@ def _about(grid: Grid, done: list[Results]) -> list[str]:
         f"cells, run in {seconds / 60:.0f} minutes on {grid.machine}.",
         f"Models: {'; '.join(models)}.",
     ]
+    if note := note_of((r.cell.model, r.posed) for r in done):
+        said.append(f"Note: {note}")
     if num_failed:
         said.append(
             f"{num_failed} runs were cut short by the engine. They have no grade and count for "
