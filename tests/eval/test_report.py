@@ -10,14 +10,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from apr.errors import DataError
-from apr.eval.cell import Cell, Grid, read_grid, read_results
+from apr.eval.cell import Cell, Grid, read_grid, read_results, write_results
 from apr.eval.grid import write_grid
 from apr.eval.paper import ACCURACY, TABLES, Setting
 from apr.eval.points import Family, alone_points, points_of
 from apr.eval.report import latency, learning, scaling, style, tables, write_report
 from apr.eval.report.board import Board
 from tests.eval import cells
-from tests.eval.cells import cell, fill, fill_whole_grid
+from tests.eval.cells import cell, fill, fill_whole_grid, trace
 
 FIGURES = [f"figure-{name}" for name in ("4a", "4b", "5", "6", "7", "8")]
 
@@ -143,11 +143,24 @@ def test_matched_tables_keep_to_their_amounts(board: Board) -> None:
         assert baseline is not None
         (row,) = [r for r in table.rows if r[:2] == ("serial, cons@n", "1")]
         series = [p for p in board.points if p.series == row[0] and p.cell.temperature == 1.0]
-        for text, multiple in zip(row[2:], (1.0, 1.5, 2.0, 4.0, 8.0), strict=True):
-            amount = multiple * 1.05 * baseline.mean(column)
+        for text, head in zip(row[2:], table.head[2:], strict=True):
+            amount = float(head.strip("≤ ×")) * 1.05 * baseline.mean(column)
             affordable = [p for p in series if p.mean(column) <= amount]
             expected = f"[{affordable[-1].budget}]" if affordable else "–"
             assert text.endswith(expected)
+
+
+def test_the_dearest_method_has_a_column_at_matched_budgets(tmp_path: Path) -> None:
+    serial, threads = cell("serial", Setting.SERIAL, method="serial"), cell()
+    fill(tmp_path, serial, 0.5)
+    fill(tmp_path, threads, 0.5, 60)
+    done = [r for c in (serial, threads) if (r := read_results(tmp_path, c))]
+    table = tables.matched(Board(points_of(done), []), "total_tokens", "matched")
+    assert table is not None
+    assert table.head[-2:] == ("≤ 16 ×", "≤ 32 ×")
+    rows = {row[0]: row[2:] for row in table.rows}
+    assert rows["threads"][:-1] == ("–",) * 6
+    assert float(rows["threads"][-1]) > 0
 
 
 def test_a_figure_without_its_results_says_what_makes_them(tmp_path: Path) -> None:
@@ -232,9 +245,6 @@ def test_labels_keep_apart_and_within_the_axes() -> None:
 
 
 def test_failed_runs_are_told(tmp_path: Path) -> None:
-    from apr.eval.cell import write_results
-    from tests.eval.cells import trace
-
     made = cell()
     (tmp_path / made.name).mkdir()
     write_results(tmp_path / made.name, [trace(0, True), trace(1, None)], [])
