@@ -99,6 +99,11 @@ class Point:
         """Whether it takes the grader to know which sample to take: an upper bound."""
         return self.family is Family.PASS or self.method.endswith("oracle")
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the world let it solve or miss any problem."""
+        return not np.isnan(self.scores_P).all()
+
     @cached_property
     def accuracy(self) -> Estimate:
         """Wilson's interval where each problem was tried once, otherwise that of the bootstrap."""
@@ -231,7 +236,9 @@ def _budget(cell: Cell) -> str:
 
 def _size(cell: Cell, total_tokens_P: Floats) -> float:
     given = cell.children or cell.window or cell.context
-    return float(given) if given is not None else float(np.nan_to_num(np.nanmean(total_tokens_P)))
+    if given is not None or np.isnan(total_tokens_P).all():
+        return float(given or 0)
+    return float(np.nanmean(total_tokens_P))
 
 
 def _mean_over_seeds(columns: list[Floats]) -> Floats:

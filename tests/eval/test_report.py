@@ -253,6 +253,23 @@ def test_failed_runs_are_told(tmp_path: Path) -> None:
     assert "threads, 1 failed" in text
 
 
+def test_what_failed_throughout_is_told_and_not_drawn(tmp_path: Path) -> None:
+    filled = [
+        cell("serial", Setting.SERIAL, method="serial"),
+        cell("threads", Setting.THREADS),
+        cell("threads + RL", Setting.THREADS_RL),
+    ]
+    for made in filled[:2]:
+        fill(tmp_path, made, 0.5, 3)
+    (tmp_path / filled[2].name).mkdir()
+    write_results(tmp_path / filled[2].name, [trace(i, None) for i in range(40)], [])
+    text = write_report(grid_of(tmp_path, *filled), tmp_path / "out").read_text()
+    assert {p.stem for p in (tmp_path / "out").glob("*.png")} == {"figure-6"}
+    assert "threads + RL, 40 failed</td><td>–</td><td>–</td>" in text
+    assert "<td>threads + RL</td><td>0</td><td>–</td>" in text
+    assert "nan" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL)
+
+
 def test_there_has_to_be_a_grid_with_results(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no grid in"):
         write_report(tmp_path, tmp_path / "out")

@@ -21,7 +21,7 @@ class Board:
         self, settings: Sequence[Setting], families: Sequence[Family], temperature: float
     ) -> list[Point]:
         """Points of models that stand for ``settings``, smallest budget first, none limited in
-        context."""
+        context and none that failed throughout."""
         return sorted(_matching(self.points, settings, families, temperature), key=_size)
 
     def pick_alone(
@@ -53,6 +53,7 @@ def _matching(
         and p.family in families
         and p.cell.temperature == temperature
         and p.cell.context is None
+        and p.is_known
     ]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
+from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,13 +186,17 @@ def thousands(axis: Any) -> None:
 
 
 def share(value: float, interval: Interval | None = None) -> str:
-    """A share as text, with its interval where it has one."""
+    """A share as text, with its interval where it has one; – for nan."""
+    if isnan(value):
+        return "–"
     text = f"{100 * value:.1f} %"
     return text if interval is None else f"{text} ({span(interval)})"
 
 
 def points(difference: Estimate) -> str:
-    """A difference of shares as text, in percentage points."""
+    """A difference of shares as text, in percentage points; – for nan."""
+    if isnan(difference.value):
+        return "–"
     low, high = difference.interval
     return f"{100 * difference.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 

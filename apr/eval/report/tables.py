@@ -148,7 +148,7 @@ def _first(points: Sequence[Point | None]) -> Point:
 
 
 def _percentage(point: Point | None) -> str:
-    if point is None:
+    if point is None or not point.is_known:
         return "–"
     return f"{100 * point.accuracy.value:.1f} ({style.span(point.accuracy.interval)})"
 
