@@ -133,14 +133,16 @@ class Point:
 
 
 def points_of(results: Iterable[Results]) -> list[Point]:
-    """All points that can be read off ``results``; cells measured alone are clocks of others."""
+    """All points that can be read off ``results``; cells measured alone are clocks of others, and
+    points where there is no other."""
     groups = _by_setting(list(results))
     alone = {_alone_key(g[0].cell): g for g in groups if g[0].cell.concurrency == 1}
+    loaded = {_alone_key(g[0].cell) for g in groups if g[0].cell.concurrency > 1}
     points: list[Point] = []
     drawn_from: set[str] = set()
     for group in groups:
         cell = group[0].cell
-        if cell.concurrency == 1:
+        if cell.concurrency == 1 and _alone_key(cell) in loaded:
             continue
         drawn = _point(group, alone.get(_alone_key(cell)))
         points.append(drawn)
@@ -209,7 +211,7 @@ def _point(group: list[Results], alone: list[Results] | None) -> Point:
         columns=columns,
         num_seeds=len(group),
         num_failed=sum(r.num_failed for r in group),
-        goodput=num_correct / seconds if seconds else None,
+        goodput=num_correct / seconds if seconds and cell.concurrency > 1 else None,
         alone_P=None if clocks is None else _mean_over_seeds(clocks),
     )
 
@@ -258,10 +260,11 @@ def _curve(
     points = [_estimated(group, family, spend, n) for n in range(1, most + 1)]
     # To draw all samples and choose otherwise among them takes as long.
     seconds = sum(r.seconds for r in group)
+    num_correct = len(group) * float(np.nansum(points[-1].scores_P))
     points[-1] = replace(
         points[-1],
         columns=drawn.columns | points[-1].columns,
-        goodput=len(group) * float(np.nansum(points[-1].scores_P)) / seconds if seconds else None,
+        goodput=None if drawn.goodput is None else num_correct / seconds,
         alone_P=drawn.alone_P,
     )
     return points

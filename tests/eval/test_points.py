@@ -70,6 +70,8 @@ def test_a_cell_measured_alone_is_the_clock_of_its_setting(tmp_path: Path) -> No
     assert (point.mean("wall_clock"), point.alone) == (1.0, 0.25)
     (alone,) = alone_points(both)
     assert alone.mean("wall_clock") == 0.25
+    (only,) = points_of(both[1:])
+    assert (only.accuracy.value, only.alone, only.goodput) == (1.0, 0.25, None)
 
 
 def test_budgets_are_points_of_one_curve(tmp_path: Path) -> None:

@@ -270,6 +270,19 @@ def test_what_failed_throughout_is_told_and_not_drawn(tmp_path: Path) -> None:
     assert "nan" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL)
 
 
+def test_a_grid_measured_alone_throughout_is_drawn(tmp_path: Path) -> None:
+    filled = [
+        cell("serial", Setting.SERIAL, method="serial", concurrency=1),
+        cell("threads", Setting.THREADS, concurrency=1),
+    ]
+    for made in filled:
+        fill(tmp_path, made, 0.5, 3)
+    text = write_report(grid_of(tmp_path, *filled), tmp_path / "out").read_text()
+    assert "on 40 test problems each" in text
+    assert "many problems at a time: not run yet" in text
+    assert {p.stem for p in (tmp_path / "out").glob("*.png")} == {"figure-6"}
+
+
 def test_there_has_to_be_a_grid_with_results(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no grid in"):
         write_report(tmp_path, tmp_path / "out")

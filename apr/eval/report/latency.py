@@ -28,20 +28,24 @@ _NAMES = {Setting.SERIAL: "SoS+", Setting.THREADS: "APR"}
 def figure_6(board: Board) -> Drawn:
     """Share of problems solved within so many sequential tokens, and within so many seconds."""
     name, title = "figure-6", "Figure 6: accuracy against latency, greedy"
-    loaded = board.pick(_SETTINGS, _FAMILIES, 0.0)
+    points = board.pick(_SETTINGS, _FAMILIES, 0.0)
+    loaded = [p for p in points if p.cell.concurrency > 1]
     alone = board.pick_alone(_SETTINGS, _FAMILIES, 0.0)
-    if len({p.family for p in loaded}) < len(_FAMILIES):
+    if len({p.family for p in points}) < len(_FAMILIES):
         return Drawn(name, title, _MISSING, None)
     figure = Figure((9.2, 6.8), layout="constrained")
     (tokens, clock), (load, theirs) = figure.subplots(2, 2)
-    _draw_within(tokens, loaded, "sequential_tokens", "in sequence", "sequential tokens")
+    _draw_within(tokens, points, "sequential_tokens", "in sequence", "sequential tokens")
     _draw_paper(theirs)
     if alone:
         _draw_within(clock, alone, "wall_clock", "one problem at a time", "seconds")
     else:
         style.say(clock, "one problem at a time: not run yet\n(concurrency = 1)")
-    concurrency = loaded[0].cell.concurrency
-    _draw_within(load, loaded, "wall_clock", f"{concurrency} problems at a time", "seconds")
+    if loaded:
+        together = f"{loaded[0].cell.concurrency} problems at a time"
+        _draw_within(load, loaded, "wall_clock", together, "seconds")
+    else:
+        style.say(load, "many problems at a time: not run yet")
     caption = (
         "Share of problems solved with at most so many tokens on the critical path, or so many "
         "seconds of wall clock from the first call to the last; bands are 95 % intervals. Hollow: "

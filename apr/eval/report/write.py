@@ -65,7 +65,8 @@ def _tables(board: Board) -> tuple[list[Table], list[Table]]:
 
 
 def _about(grid: Grid, done: list[Results]) -> list[str]:
-    counts = sorted({r.cell.count for r in done if r.cell.concurrency > 1})
+    loaded = [r for r in done if r.cell.concurrency > 1]
+    counts = sorted({r.cell.count for r in loaded or done})
     models = dict.fromkeys(f"{r.cell.model} ({r.cell.checkpoint})" for r in done)
     num_failed = sum(r.num_failed for r in done)
     seconds = sum(r.seconds for r in done)
