@@ -163,13 +163,34 @@ def test_the_dearest_method_has_a_column_at_matched_budgets(tmp_path: Path) -> N
     assert float(rows["threads"][-1]) > 0
 
 
-def test_a_figure_without_its_results_says_what_makes_them(tmp_path: Path) -> None:
+def test_a_figure_says_what_is_missing_of_it_and_no_more(tmp_path: Path) -> None:
     only = cell()
     fill(tmp_path, only, 0.5, 3)
     text = write_report(grid_of(tmp_path, only), tmp_path / "out").read_text()
-    assert text.count("Not drawn. Needs, at temperature") == len(FIGURES)
-    assert text.count("has them: <code>apr eval some.toml</code>") == len(FIGURES)
+    missing = dict(
+        re.findall(r"<h2>(Figure \w+).*?Not drawn\. Missing: (.*?)\. With that", text, re.S)
+    )
+    serial = "a model that stands for SoS+, at temperature 1 with method "
+    samples = f"{serial}best_of_n, whose samples cons@n and pass@n are read off"
+    threads = "a model that stands for APR conditioned, APR conditioned + RL, APR or APR + RL"
+    threads += ", at temperature 1 with method apr"
+    after = "a model that stands for APR + RL, at temperature 0 with method apr"
+    assert missing["Figure 4a"] == missing["Figure 8"] == f"{threads}; {samples}"
+    assert missing["Figure 4b"].endswith(f"; {serial}serial")
+    assert missing["Figure 5"] == missing["Figure 7"] == after
+    assert missing["Figure 6"].endswith(
+        "SoS+ + RL, APR or APR + RL, at temperature 0 with method serial"
+    )
+    assert text.count("With that in the grid: <code>apr eval some.toml</code>") == len(FIGURES)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["index.html"]
+
+
+def test_a_pair_takes_one_budget_of_both(tmp_path: Path) -> None:
+    filled = [cell("a", Setting.CHILDREN, children=2), cell("b", Setting.CHILDREN_RL, children=3)]
+    for made in filled:
+        fill(tmp_path, made, 0.5, 3)
+    text = write_report(grid_of(tmp_path, *filled), tmp_path / "out").read_text()
+    assert "a budget that both APR conditioned and APR conditioned + RL were run with" in text
 
 
 @pytest.mark.parametrize(

@@ -12,27 +12,24 @@ from apr.eval import paper
 from apr.eval.paper import Setting
 from apr.eval.points import Family, Point
 from apr.eval.report import style
-from apr.eval.report.board import Board
+from apr.eval.report.board import Board, Wanted
 from apr.eval.report.scaling import band, cumulative
-from apr.eval.report.style import PAPER, Drawn, Number
+from apr.eval.report.style import PAPER, Drawn, Number, not_drawn
 
 _SETTINGS = (Setting.SERIAL, Setting.SERIAL_RL, Setting.THREADS, Setting.THREADS_RL)
 _FAMILIES = (Family.SERIAL, Family.THREADS)
-_MISSING = (
-    "Needs, at temperature 0.0, models that stand for SoS+ and APR (methods serial and apr), and "
-    "for the clock of single problems the same with concurrency = 1."
-)
+_WANTED = [Wanted(_SETTINGS, family, 0.0) for family in _FAMILIES]
 _NAMES = {Setting.SERIAL: "SoS+", Setting.THREADS: "APR"}
 
 
 def figure_6(board: Board) -> Drawn:
     """Share of problems solved within so many sequential tokens, and within so many seconds."""
     name, title = "figure-6", "Figure 6: accuracy against latency, greedy"
+    if missing := board.missing(_WANTED):
+        return not_drawn(name, title, missing)
     points = board.pick(_SETTINGS, _FAMILIES, 0.0)
     loaded = [p for p in points if p.cell.concurrency > 1]
     alone = board.pick_alone(_SETTINGS, _FAMILIES, 0.0)
-    if len({p.family for p in points}) < len(_FAMILIES):
-        return Drawn(name, title, _MISSING, None)
     figure = Figure((9.2, 6.8), layout="constrained")
     (tokens, clock), (load, theirs) = figure.subplots(2, 2)
     _draw_within(tokens, points, "sequential_tokens", "in sequence", "sequential tokens")

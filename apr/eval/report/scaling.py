@@ -15,8 +15,8 @@ from apr.eval.metrics import wilson
 from apr.eval.paper import Setting
 from apr.eval.points import Family, Point, curves
 from apr.eval.report import style
-from apr.eval.report.board import Board
-from apr.eval.report.style import PAPER, Drawn, Number
+from apr.eval.report.board import Board, Wanted
+from apr.eval.report.style import PAPER, Drawn, Number, not_drawn
 
 _THREADS = (Setting.CHILDREN, Setting.CHILDREN_RL, Setting.THREADS, Setting.THREADS_RL)
 
@@ -24,9 +24,9 @@ _THREADS = (Setting.CHILDREN, Setting.CHILDREN_RL, Setting.THREADS, Setting.THRE
 def figure_4a(board: Board) -> Drawn:
     """Accuracy against total tokens at temperature 1."""
     name, title = "figure-4a", "Figure 4a: accuracy against total tokens, temperature 1"
+    if missing := board.missing(_spending_wanted(1.0)):
+        return not_drawn(name, title, missing)
     points = _spending_points(board, 1.0)
-    if not {p.family for p in points} >= {Family.THREADS, Family.CONS}:
-        return Drawn(name, title, _MISSING_4A, None)
     figure = Figure((9.2, 4.4), layout="constrained")
     ours, theirs = figure.subplots(1, 2, width_ratios=[3, 2])
     _draw_spending(ours, points, "here")
@@ -48,12 +48,11 @@ def figure_8(board: Board) -> Drawn:
     """Figure 4a at three temperatures."""
     name, title = "figure-8", "Figure 8: accuracy against total tokens, by temperature"
     temperatures = paper.TEMPERATURES[1:]
+    missing = {t: board.missing(_spending_wanted(t)) for t in temperatures}
+    if all(missing.values()):
+        # One temperature is enough: that which lacks least, the paper's main one before others.
+        return not_drawn(name, title, min(reversed(missing.values()), key=len))
     points = {t: _spending_points(board, t) for t in temperatures}
-    missing = [
-        t for t, ps in points.items() if not {p.family for p in ps} >= {Family.THREADS, Family.CONS}
-    ]
-    if len(missing) == len(temperatures):
-        return Drawn(name, title, _MISSING_4A.replace("1.0", "0.1, 0.5 and 1.0"), None)
     figure = Figure((9.2, 6.6), layout="constrained")
     ours, (theirs, *unused) = figure.subplots(2, 3, height_ratios=[3, 2])
     _draw_by_temperature(ours, points)
@@ -65,19 +64,20 @@ def figure_8(board: Board) -> Drawn:
         "As figure 4a. The lower panel has what the paper tabulates by temperature: accuracy of "
         "one run each, with 10 children where the number was set."
     )
-    if missing:
-        caption += f" Not run yet: temperature {', '.join(f'{t:g}' for t in missing)}."
+    if any(missing.values()):
+        left = ", ".join(f"{t:g}" for t in temperatures if missing[t])
+        caption += f" Not run yet: temperature {left}."
     return Drawn(name, title, caption, figure, [n for ps in points.values() for n in _numbers(ps)])
 
 
 def figure_4b(board: Board) -> Drawn:
     """Share of problems solved within a context window, at temperature 1."""
     name, title = "figure-4b", "Figure 4b: solved within a context window, temperature 1"
+    if missing := board.missing(_WANTED_4B):
+        return not_drawn(name, title, missing)
     serial = board.pick([Setting.SERIAL], [Family.SERIAL], 1.0)
     conditioned = board.pick([Setting.CHILDREN], [Family.THREADS], 1.0)
     threads = _three_of(conditioned) or board.pick([Setting.THREADS], [Family.THREADS], 1.0)
-    if not serial or not threads:
-        return Drawn(name, title, _MISSING_4B, None)
     figure = Figure((9.2, 4.2), layout="constrained")
     ours, theirs = figure.subplots(1, 2, width_ratios=[3, 1.6])
     _draw_windows(ours, serial, threads)
@@ -97,15 +97,17 @@ def figure_4b(board: Board) -> Drawn:
     return Drawn(name, title, caption, figure, numbers)
 
 
-_MISSING_4A = (
-    "Needs, at temperature 1.0, a model that stands for APR or APR conditioned (method apr, with "
-    "children), and one that stands for SoS+ (method best_of_n, which draws the samples of cons@n "
-    "and pass@n)."
-)
-_MISSING_4B = (
-    "Needs, at temperature 1.0, a model that stands for APR or APR conditioned (method apr, with "
-    "children), and one that stands for SoS+ (method serial)."
-)
+_WANTED_4B = [
+    Wanted((Setting.CHILDREN, Setting.THREADS), Family.THREADS, 1.0),
+    Wanted((Setting.SERIAL,), Family.SERIAL, 1.0),
+]
+
+
+def _spending_wanted(temperature: float) -> list[Wanted]:
+    return [
+        Wanted(_THREADS, Family.THREADS, temperature),
+        Wanted((Setting.SERIAL,), Family.CONS, temperature),
+    ]
 
 
 def _spending_points(board: Board, temperature: float) -> list[Point]:

@@ -107,6 +107,11 @@ class Drawn:
     numbers: Sequence[Number] = ()
 
 
+def not_drawn(name: str, title: str, missing: Sequence[str]) -> Drawn:
+    """What stands in the place of a figure that lacks ``missing``."""
+    return Drawn(name, title, f"Missing: {'; '.join(missing)}.", None)
+
+
 @contextmanager
 def drawing() -> Iterator[None]:
     """Figures made in the body look like those of this report."""
