@@ -84,10 +84,15 @@ class Point:
             return self.cell.model
         if self.family is Family.TREE:
             return f"{self.cell.model}, {self.method}"
-        how = self.cell.inference
-        by = f" ({how['chooser']})" if self.family is Family.BEST else ""
-        is_plain = how["within"] == "apr" or self.cell.stands_for.startswith("SoS")
-        return f"{self.cell.model}, {self.family}{by}{'' if is_plain else ', not spawning'}"
+        by = f" ({self.cell.inference['chooser']})" if self.family is Family.BEST else ""
+        return ", ".join(filter(None, [self.cell.model, f"{self.family}{by}", self.otherwise]))
+
+    @property
+    def otherwise(self) -> str:
+        """Whether its samples spawn, where that is not what its model does by itself."""
+        within = str(self.cell.inference["within"])
+        usual = "serial" if self.cell.stands_for.startswith("SoS") else "apr"
+        return "" if within == usual else {"apr": "spawning", "serial": "not spawning"}[within]
 
     @property
     def size_set(self) -> tuple[int | None, int | None, int | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -239,6 +240,25 @@ def test_figure_8_is_drawn_of_the_temperatures_that_were_run(board: Board) -> No
     assert drawn.caption.endswith("Not run yet: temperature 0.1, 1.")
     said = [text.get_text() for ax in drawn.figure.axes for text in ax.texts]
     assert {"T = 0.1: not run yet", "T = 1: not run yet"} <= set(said)
+
+
+def test_samples_that_spawn_are_a_curve_of_their_own(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"temperature": 1.0, "seed": 0}
+    filled = [cell(**how)]
+    for within in ("apr", "serial"):
+        filled.append(cell("serial", Setting.SERIAL, method="best_of_n", within=within, **how))
+    for made in filled:
+        fill(tmp_path, made, 0.5, 3)
+    points = points_of([r for c in filled if (r := read_results(tmp_path, c))])
+    with style.drawing():
+        figure = scaling.figure_4a(Board(points, [])).figure
+    assert figure is not None
+    ours = figure.axes[0]
+    assert len({line.get_marker() for line in ours.lines if len(line.get_xdata()) == 8}) == 4
+    (one,) = [p for p in points if p.series == "serial, cons@n" and p.size == 1]
+    figure.draw_without_rendering()
+    (samples,) = ours.child_axes
+    assert samples.get_xlim()[1] * one.mean("total_tokens") == pytest.approx(ours.get_xlim()[1])
 
 
 def test_figure_6_ends_at_the_accuracy_of_the_last_problem(board: Board) -> None:

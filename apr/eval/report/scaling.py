@@ -139,9 +139,9 @@ def _draw_spending(ax: Axes, points: Sequence[Point], title: str, is_small: bool
     ax.set_xlabel("total tokens of a problem, mean")
     if not is_small:
         style.label_ends(ax, labels)
-    one = next((p.mean("total_tokens") for p in points if p.family is Family.CONS), None)
-    if one:
-        _relative_axis(ax, one)
+    singles = [p for p in points if p.family is Family.CONS and not p.otherwise]
+    if singles:
+        _relative_axis(ax, singles[0].mean("total_tokens"))
 
 
 def _draw_by_temperature(axes: Sequence[Axes], points: Mapping[float, Sequence[Point]]) -> None:
@@ -163,7 +163,11 @@ def _mark(point: Point) -> tuple[str, str]:
     """Line and marker of its curve; threads whose number nobody set are diamonds."""
     if point.family is Family.THREADS and point.cell.children is None:
         return "-", "D"
-    return {Family.CONS: ("-", "s"), Family.PASS: (":", "^")}.get(point.family, ("-", "o"))
+    samples = {Family.CONS: ("--", "D"), Family.PASS: ("-.", "v")} if point.otherwise else _SAMPLES
+    return samples.get(point.family, ("-", "o"))
+
+
+_SAMPLES = {Family.CONS: ("-", "s"), Family.PASS: (":", "^")}
 
 
 def _name_points(ax: Axes, series: Sequence[Point], color: str) -> None:
@@ -238,7 +242,7 @@ def _draw_paper_temperatures(ax: Axes) -> None:
 
 def _legend_of_series(figure: Figure, points: Sequence[Point]) -> None:
     """Names of the curves, in their colours, in the room that the lower row leaves."""
-    shapes = {"o": "○●", "D": "◇◆", "s": "□■", "^": "△▲"}
+    shapes = {"o": "○●", "D": "◇◆", "s": "□■", "^": "△▲", "v": "▽▼"}
     for i, (name, (point, *_)) in enumerate(curves(points).items()):
         color, height = style.colour(point), 0.33 - 0.045 * i
         shape = shapes[_mark(point)[1]][style.is_rl(point)]
