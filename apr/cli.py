@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -34,6 +35,7 @@ from apr.errors import (
     StorageError,
 )
 from apr.eval.metrics import summarize
+from apr.eval.posed import Problems, note_of
 from apr.files import new_file
 from apr.flags import (
     Engine,
@@ -256,8 +258,15 @@ def table(
 
     apr table runs/eval/mini-apr.jsonl runs/eval/one-serial.jsonl
     """
-    rows = [_row(file, list(read_traces(file))) for file in files]
+    rows: list[terminal.Row] = []
+    posed: list[tuple[str, Problems]] = []
+    for file in files:
+        traces = list(read_traces(file))
+        rows.append(_row(file, traces))
+        problems = (json.dumps(t.problem, sort_keys=True) for t in traces)
+        posed.append((rows[-1].model, frozenset(problems)))
     _console().print(terminal.scores(rows))
+    _note(posed)
 
 
 @app.command(rich_help_panel="Look")
@@ -584,10 +593,17 @@ def _evaluate_grid(path: Path, out: Path, overrides: list[str] | None, as_json: 
     rows = [terminal.Row(r.cell.model, r.cell.title, r.context, r.summary) for r in ran]
     if as_json:
         typer.echo(json.dumps([row.to_json() for row in rows]))
-        return
-    console = _console()
-    console.print(terminal.scores(rows))
-    console.print(f"{len(rows)} cells in {out}: apr report {out} draws them", highlight=False)
+    else:
+        console = _console()
+        console.print(terminal.scores(rows))
+        console.print(f"{len(rows)} cells in {out}: apr report {out} draws them", highlight=False)
+    _note((cell.model, frozenset(problems)) for cell, _, problems in planned)
+
+
+def _note(posed: Iterable[tuple[str, Problems]]) -> None:
+    """Say so where rows side by side were posed different problems."""
+    if note := note_of(posed):
+        typer.echo(f"note: {note}", err=True)
 
 
 def _solved(trace: Trace) -> bool:

@@ -68,7 +68,8 @@ class GridEntry:
 
 @dataclass(frozen=True, slots=True)
 class GridRecipe:
-    """A grid: model x method x budget x temperature x seed, all on the same problems."""
+    """A grid: model x method x budget x temperature x seed. All cells of a model are on the same
+    problems; with a ``task``, those of all models."""
 
     models: tuple[GridModel, ...]
     entries: tuple[GridEntry, ...]
@@ -76,7 +77,8 @@ class GridRecipe:
     """Problems of the test split."""
     problem_seed: int = 0
     task: str | None = None
-    """Recipe whose problems are posed; by default those each model was trained on."""
+    """TOML file of a training recipe, whose problems are posed to all models; by default each
+    model is posed those of its own recipe."""
     seeds: tuple[int, ...] = (0,)
     """Of sampling; a greedy cell has none and is run once."""
     concurrency: int = 64

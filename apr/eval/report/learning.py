@@ -13,8 +13,8 @@ from apr.eval.bootstrap import Estimate, Floats, ratio
 from apr.eval.paper import Change, Setting
 from apr.eval.points import Family, Point
 from apr.eval.report import style
-from apr.eval.report.board import Board
-from apr.eval.report.style import PAPER, Drawn, Number
+from apr.eval.report.board import Board, Wanted
+from apr.eval.report.style import PAPER, Drawn, Number, not_drawn
 
 
 class _Pair(NamedTuple):
@@ -53,7 +53,7 @@ def figure_5(board: Board) -> Drawn:
     name, title = "figure-5", "Figure 5: reinforcement learning on threads, greedy"
     pair = _pair(board, Setting.THREADS)
     if pair is None:
-        return Drawn(name, title, _missing([Setting.THREADS]), None)
+        return not_drawn(name, title, _missing(board, Setting.THREADS))
     ratios = [
         _changed("total tokens", pair, "total_tokens", paper.TOTAL_TOKENS[Setting.THREADS]),
         _changed("tokens per thread", pair, None, paper.TOKENS_PER_THREAD),
@@ -75,8 +75,9 @@ def figure_7(board: Board) -> Drawn:
     """What changed with each model; with the number of children set, the tokens hardly can."""
     name, title = "figure-7", "Figure 7: where the gain comes from, greedy"
     pairs = [pair for setting in _AFTER if (pair := _pair(board, setting)) is not None]
+    absent = [_missing(board, s) for s in _AFTER if _pair(board, s) is None]
     if not pairs:
-        return Drawn(name, title, _missing(list(_AFTER)), None)
+        return not_drawn(name, title, min(absent, key=len))
     ratios = []
     for pair in pairs:
         theirs = paper.TOTAL_TOKENS.get(Setting(pair.before.cell.stands_for))
@@ -91,21 +92,26 @@ def figure_7(board: Board) -> Drawn:
         "of children is set (ours: the largest that was run; the paper: 10), the paper's gain is "
         "gone."
     )
-    absent = [s for s in _AFTER if s not in [p.before.cell.stands_for for p in pairs]]
     if absent:
-        caption += " " + _missing(absent).replace("Needs", "Not run yet:")
+        caption += f" Not run yet: {'; '.join(what for each in absent for what in each)}."
     return Drawn(name, title, caption, figure, _numbers(pairs, ratios))
 
 
-def _missing(settings: Sequence[Setting]) -> str:
-    wanted = [f"{s} and {_AFTER[s]}" for s in settings]
-    return f"Needs, at temperature 0.0, models that stand for {'; '.join(wanted)}."
+def _missing(board: Board, setting: Setting) -> list[str]:
+    """What there has to be for a pair, where there is none."""
+    after = _AFTER[setting]
+    wanted = [Wanted((each,), _family(setting), 0.0) for each in (setting, after)]
+    return board.missing(wanted) or [f"a budget that both {setting} and {after} were run with"]
+
+
+def _family(setting: Setting) -> Family:
+    return Family.SERIAL if setting is Setting.SERIAL else Family.THREADS
 
 
 def _pair(board: Board, setting: Setting) -> _Pair | None:
-    family = Family.SERIAL if setting is Setting.SERIAL else Family.THREADS
-    befores = board.pick([setting], [family], 0.0)
-    afters = {p.size_set: p for p in board.pick([_AFTER[setting]], [family], 0.0)}
+    families = [_family(setting)]
+    befores = board.pick([setting], families, 0.0)
+    afters = {p.size_set: p for p in board.pick([_AFTER[setting]], families, 0.0)}
     both = [(p, afters[p.size_set]) for p in befores if p.size_set in afters]
     if not both:
         return None
@@ -136,12 +142,8 @@ def _draw_accuracy(ax: Axes, pairs: Sequence[_Pair]) -> None:
         color = style.colour(pair.before)
         ours = [pair.before.accuracy, pair.after.accuracy]
         x = [i - 0.3, i - 0.08]
-        bars = [
-            [e.value - e.interval.low for e in ours],
-            [e.interval.high - e.value for e in ours],
-        ]
         values = [e.value for e in ours]
-        ax.errorbar(x, values, yerr=bars, color=color, elinewidth=1.1)
+        ax.errorbar(x, values, yerr=style.bars(ours), color=color, elinewidth=1.1)
         _dots(ax, x, values, color)
         theirs = [i + 0.12, i + 0.34]
         ax.plot(theirs, [*pair.paper], "--", color=PAPER, linewidth=1.3)
@@ -177,8 +179,7 @@ def _dots(ax: Axes, x: Sequence[float], y: Sequence[float], color: str) -> None:
 def _draw_ratios(ax: Axes, ratios: Sequence[_Ratio], title: str = "after ÷ before") -> None:
     furthest = 1.0
     for y, r in enumerate(ratios):
-        low, high = r.ours.interval
-        bars = [[r.ours.value - low], [high - r.ours.value]]
+        bars, high = style.bars([r.ours]), r.ours.interval.high
         ax.errorbar([r.ours.value], [y - 0.12], xerr=bars, fmt="o", color=r.color, markersize=7)
         _beside(ax, high, y - 0.12, f"{r.ours.value:.2f} × ({r.text})", r.color)
         furthest = max(furthest, high)

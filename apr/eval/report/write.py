@@ -7,6 +7,7 @@ from pathlib import Path
 from apr.errors import DataError
 from apr.eval.cell import Grid, Results, read_grid, read_results
 from apr.eval.points import alone_points, points_of
+from apr.eval.posed import note_of
 from apr.eval.report import latency, learning, scaling, style, tables
 from apr.eval.report.board import Board
 from apr.eval.report.page import page
@@ -64,7 +65,8 @@ def _tables(board: Board) -> tuple[list[Table], list[Table]]:
 
 
 def _about(grid: Grid, done: list[Results]) -> list[str]:
-    counts = sorted({r.cell.count for r in done if r.cell.concurrency > 1})
+    loaded = [r for r in done if r.cell.concurrency > 1]
+    counts = sorted({r.cell.count for r in loaded or done})
     models = dict.fromkeys(f"{r.cell.model} ({r.cell.checkpoint})" for r in done)
     num_failed = sum(r.num_failed for r in done)
     seconds = sum(r.seconds for r in done)
@@ -74,6 +76,8 @@ def _about(grid: Grid, done: list[Results]) -> list[str]:
         f"cells, run in {seconds / 60:.0f} minutes on {grid.machine}.",
         f"Models: {'; '.join(models)}.",
     ]
+    if note := note_of((r.cell.model, r.posed) for r in done):
+        said.append(f"Note: {note}")
     if num_failed:
         said.append(
             f"{num_failed} runs were cut short by the engine. They have no grade and count for "
