@@ -65,6 +65,8 @@ class Point:
     """Share of seeds or choices for which a problem was solved; nan where the world failed all."""
     columns: dict[str, Floats]
     """Means over seeds of each problem's figures, where the method was run itself."""
+    seeds: tuple[dict[str, Floats], ...] = field(default=(), repr=False)
+    """The figures of each seed by itself, where the method was run itself."""
     num_seeds: int = 1
     num_failed: int = 0
     goodput: float | None = None
@@ -214,6 +216,7 @@ def _point(group: list[Results], alone: list[Results] | None) -> Point:
         command=cell.command,
         scores_P=columns["correct"],
         columns=columns,
+        seeds=tuple(r.columns for r in group),
         num_seeds=len(group),
         num_failed=sum(r.num_failed for r in group),
         goodput=num_correct / seconds if seconds and cell.concurrency > 1 else None,

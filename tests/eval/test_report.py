@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -275,6 +276,18 @@ def test_figure_6_ends_at_the_accuracy_of_the_last_problem(board: Board) -> None
     assert {line.get_drawstyle() for line in lines} == {"steps-post"}
     observed = {x for p in points for x in p.columns["sequential_tokens"]}
     assert set(lines[0].get_xdata()) == observed | {0.0}
+
+
+def test_each_seed_counts_by_what_it_spent(tmp_path: Path) -> None:
+    """One seed solves the problem with 10 tokens, the other fails with 50."""
+    for seed, correct, tokens in ((0, True, 10), (1, False, 50)):
+        made = cell(temperature=1.0, seed=seed)
+        (tmp_path / made.name).mkdir()
+        write_results(tmp_path / made.name, [trace(0, correct, [tokens])], [])
+    cells_of = [cell(temperature=1.0, seed=seed) for seed in (0, 1)]
+    (point,) = points_of(filter(None, (read_results(tmp_path, made) for made in cells_of)))
+    spent = scaling.cumulative(point, "total_tokens", np.array([5.0, 10.0, 30.0, 50.0]))
+    assert spent.tolist() == [0.0, 0.5, 0.5, 0.5]
 
 
 def test_labels_keep_apart_and_within_the_axes() -> None:

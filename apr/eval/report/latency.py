@@ -64,7 +64,7 @@ def figure_6(board: Board) -> Drawn:
 
 
 def _draw_within(ax: Axes, points: Sequence[Point], column: str, title: str, unit: str) -> None:
-    observed = np.concatenate([p.columns[column] for p in points])
+    observed = np.concatenate([seed[column] for p in points for seed in p.seeds])
     amounts = np.unique(np.append(observed[~np.isnan(observed)], 0.0))
     most = float(amounts[-1])
     labels = []

@@ -257,7 +257,7 @@ def _three_of(points: list[Point]) -> list[Point]:
 
 def _draw_windows(ax: Axes, serial: Sequence[Point], threads: Sequence[Point]) -> None:
     everyone = [*serial, *threads]
-    widest = max(float(np.nanmax(p.columns["longest_context"])) for p in everyone)
+    widest = max(float(np.nanmax(s["longest_context"])) for p in everyone for s in p.seeds)
     windows = np.arange(0, widest * 1.02 + 1)
     labels = []
     lines = ["-"] * len(serial) + [":", "--", "-"][-len(threads) :]
@@ -280,11 +280,15 @@ def _draw_windows(ax: Axes, serial: Sequence[Point], threads: Sequence[Point]) -
 
 
 def cumulative(point: Point, column: str, amounts: Floats) -> Floats:
-    """Share of problems that were solved with at most each of ``amounts`` of ``column``."""
-    known = ~np.isnan(point.scores_P)
-    scores_P, spent_P = point.scores_P[known], point.columns[column][known]
-    solved = [float((scores_P * (spent_P <= a)).sum()) / len(scores_P) for a in amounts]
-    return np.array(solved, np.float64)
+    """Share of problems that were solved with at most each of ``amounts`` of ``column``: of each
+    seed by what was spent with that seed, and then the mean over seeds.
+    """
+    solved = []
+    for columns in point.seeds:
+        known = ~np.isnan(columns["correct"])
+        correct_P, spent_P = columns["correct"][known], columns[column][known]
+        solved.append([float(correct_P[spent_P <= a].sum()) / len(correct_P) for a in amounts])
+    return np.mean(np.array(solved, np.float64), axis=0)
 
 
 def band(solved_W: Floats, point: Point) -> tuple[list[float], list[float]]:
