@@ -36,7 +36,7 @@ from apr.errors import (
 )
 from apr.eval.metrics import summarize
 from apr.eval.posed import Problems, note_of
-from apr.files import new_file
+from apr.files import check_writable, new_file
 from apr.flags import (
     Engine,
     Json,
@@ -194,6 +194,7 @@ def evaluate(
     out = out or Path("runs", "eval", f"{_name(checkpoint)}-{how.method}.jsonl")
     if out.exists() and not force:
         raise StorageError(f"{out} is there: name another --out, or replace it with --force")
+    check_writable(out)
     if problems is not None and task is not None:
         raise ConfigError("--problems and --task both say what to solve: give one of them")
     posed = read_problems(problems)[:count] if problems is not None else []
@@ -212,7 +213,7 @@ def evaluate(
         which = f"{num_foreign} of {len(posed)} problems are of another kind"
         typer.echo(f"note: {which}: this model was trained on {trained_on}", err=True)
     start = time.perf_counter()
-    traces = _evaluate(ready, posed, inference, concurrency)
+    traces = _evaluate(ready, posed, inference, concurrency, out)
     seconds_all = time.perf_counter() - start
     write_traces(out, traces)
     rate = sum(t.total_tokens for t in traces) / seconds_all
@@ -545,21 +546,33 @@ def _watch(model: Model, posed: Problem, how: Inference, console: Console | None
         return api.solve(model, posed, how, watch)
 
 
-def _evaluate(model: Model, posed: list[Problem], how: Inference, concurrency: int) -> list[Trace]:
+def _evaluate(
+    model: Model, posed: list[Problem], how: Inference, concurrency: int, out: Path
+) -> list[Trace]:
+    """All traces; where the rest is cut off, those that had ended stand beside ``out``."""
     from tqdm import tqdm
 
     from apr import api
 
-    num_done = num_correct = 0
+    done: list[Trace] = []
+    num_correct = 0
     with tqdm(total=len(posed), desc="eval", disable=not sys.stderr.isatty()) as bar:
 
         def count(trace: Trace) -> None:
-            nonlocal num_done, num_correct
-            num_done, num_correct = num_done + 1, num_correct + _solved(trace)
-            bar.set_postfix(accuracy=f"{num_correct / num_done:.1%}")
+            nonlocal num_correct
+            done.append(trace)
+            num_correct += _solved(trace)
+            bar.set_postfix(accuracy=f"{num_correct / len(done):.1%}")
             bar.update()
 
-        traces = api.evaluate(model, posed, how, concurrency, count)
+        try:
+            traces = api.evaluate(model, posed, how, concurrency, count)
+        except BaseException:
+            if done:
+                ended = out.with_suffix(".ended.jsonl")
+                write_traces(ended, done)
+                typer.echo(f"{len(done)} traces that had ended are in {ended}", err=True)
+            raise
     if traces and all(t.error is not None for t in traces):
         raise EngineError(f"every run failed: {traces[0].error}")
     return traces
@@ -628,7 +641,8 @@ def _answer(trace: Trace) -> str | None:
     """What ``trace`` claims, as people write it."""
     if trace.answer is None or (expression := spell(trace.answer)) is None:
         return trace.answer
-    return f"{expression} = {trace.problem['target']}" if _solved(trace) else expression
+    target = trace.problem.get("target")
+    return f"{expression} = {target}" if _solved(trace) and target is not None else expression
 
 
 def _save(out: Path, trace: Trace, codec: Codec | None) -> None:

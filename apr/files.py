@@ -47,6 +47,22 @@ def new_file(path: Path) -> Iterator[Path]:
             tmp.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Refuse now what could not be written later; leaves nothing behind.
+
+    Raises:
+        StorageError: the path may not be written.
+    """
+    missing = [parent for parent in path.parents if not parent.exists()]
+    tmp = path.with_name(path.name + ".tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tmp.touch()
+        tmp.unlink()
+        for parent in missing:
+            parent.rmdir()
+
+
 @contextmanager
 def new_directory(directory: Path) -> Iterator[Path]:
     """A folder to fill in the body, which then becomes ``directory``, in place of any before it.

@@ -35,6 +35,7 @@ _METHOD = (
 _VALUE = "What a thought is worth: its mean logprob, or rollouts that claim an answer."
 _WINDOW = "Context window to condition on, for models trained so."
 _CHILDREN = "Child threads to condition on, for models trained so."
+_TOKENS = "Sampled tokens of one run; methods that sample make several for a problem."
 _FIRST = "The first child to succeed cancels its siblings."
 
 Json = Annotated[bool, output("--json", help="Print one JSON object, and nothing else.")]
@@ -87,9 +88,9 @@ class RunFlags:
     context: Annotated[int | None, _limit(help="Tokens of a call, its prompt included.")] = None
     depth: Annotated[int | None, _limit(help="Levels of threads below the root.")] = None
     max_children: Annotated[int | None, _limit(help="Children of one spawn.")] = None
-    threads: Annotated[int | None, _limit(help="Threads of one problem.")] = None
-    tokens: Annotated[int | None, _limit(help="Sampled tokens of one problem.")] = None
-    seconds: Annotated[float | None, _limit(help="Wall clock of one problem.")] = None
+    threads: Annotated[int | None, _limit(help="Threads of one run.")] = None
+    tokens: Annotated[int | None, _limit(help=_TOKENS)] = None
+    seconds: Annotated[float | None, _limit(help="Wall clock of one run.")] = None
     first_success: Annotated[bool, _limit("--first-success", help=_FIRST)] = False
     fork: Annotated[bool, _limit("--fork", help="Children see all their parent wrote.")] = False
 

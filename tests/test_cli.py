@@ -18,7 +18,7 @@ import pytest
 
 import apr
 from apr import cli
-from apr.errors import EngineError
+from apr.errors import ContextError, EngineError
 from apr.testing import Reply, ScriptedEngine
 from apr.trace import read_traces, write_traces
 from tests.conftest import Ran, Run
@@ -148,6 +148,51 @@ def test_an_exported_checkpoint_is_smaller_and_solves(here: Path, run: Run) -> N
     assert weights[1].stat().st_size < 0.6 * weights[0].stat().st_size
     assert run(*SOLVE, "--model", "small").code == 0
     assert_bad_input(run("export", "nowhere", "new"), "no checkpoint at nowhere")
+
+
+def test_export_replaces_a_checkpoint_and_nothing_else(here: Path, run: Run) -> None:
+    Path("precious").mkdir()
+    Path("precious/diary.txt").write_text("dear diary")
+    Path("file").write_text("mine")
+    for there in ("precious", "file", "."):
+        assert_bad_input(run("export", "runs/tiny/checkpoint", there), "name another")
+    assert Path("precious/diary.txt").read_text() == "dear diary"
+    assert Path("file").read_text() == "mine"
+    Path("empty").mkdir()
+    for _ in range(2):
+        assert run("export", "runs/tiny/checkpoint", "empty").code == 0
+
+
+def test_eval_refuses_what_it_cannot_write_before_it_samples(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reply(prompt: str) -> str:
+        raise AssertionError("sampled in vain")
+
+    scripted(monkeypatch, reply)
+    Path("file").write_text("mine")
+    assert_bad_input(run("eval", "--count", 2, "--out", "file/t.jsonl"), "cannot write")
+    assert not Path("new").exists()
+
+
+def test_what_had_ended_is_kept_when_the_rest_is_cut_off(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def reply(prompt: str) -> str:
+        nonlocal asked
+        asked += 1
+        if asked > 3:
+            raise ContextError("the server refuses it")
+        return "<join></join>"
+
+    scripted(monkeypatch, reply)
+    ran = run("eval", "--count", 6, "--concurrency", 1, "--out", "t.jsonl")
+    assert ran.code == 2
+    assert "3 traces that had ended are in t.ended.jsonl" in ran.err
+    assert len(list(read_traces(Path("t.ended.jsonl")))) == 3
+    assert not Path("t.jsonl").exists()
 
 
 def test_sft_says_what_it_made(here: Path, run: Run) -> None:

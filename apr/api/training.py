@@ -19,9 +19,9 @@ from apr.countdown.task import decisive_words, number_words, special_words, voca
 from apr.data.packing import PackedBatches
 from apr.data.shards import ShardConfig, read_manifest, read_shards, write_shards
 from apr.data.tokenizer import HFCodec, build_tokenizer
-from apr.errors import CheckpointError, ConfigError, DataError
+from apr.errors import CheckpointError, ConfigError, DataError, StorageError
 from apr.files import new_file
-from apr.models.checkpoint import default_device, load_checkpoint, save_checkpoint
+from apr.models.checkpoint import MANIFEST, default_device, load_checkpoint, save_checkpoint
 from apr.models.llama import Llama
 from apr.train.numbers import start_as_waves
 from apr.train.sft import Losses, train_sft
@@ -149,11 +149,19 @@ def export(checkpoint: Path, directory: Path) -> None:
 
     Raises:
         CheckpointError: missing, damaged, or not made by a recipe.
-        StorageError: the disk is full, or the folder may not be written.
+        StorageError: the disk is full, the folder may not be written, or something else is there.
     """
+    if directory.exists() and not _replaceable(directory):
+        raise StorageError(
+            f"{directory} is there and is no checkpoint of apr: it is not replaced; name another"
+        )
     model = load_checkpoint(checkpoint, dtype=torch.bfloat16)
     manifest = read_model_manifest(checkpoint).whole
     save_checkpoint(model, directory, HFCodec.load(checkpoint).to_json(), manifest)
+
+
+def _replaceable(directory: Path) -> bool:
+    return directory.is_dir() and ((directory / MANIFEST).is_file() or not any(directory.iterdir()))
 
 
 def _make_split(

@@ -288,7 +288,8 @@ def cumulative(point: Point, column: str, amounts: Floats) -> Floats:
         known = ~np.isnan(columns["correct"])
         correct_P, spent_P = columns["correct"][known], columns[column][known]
         solved.append([float(correct_P[spent_P <= a].sum()) / len(correct_P) for a in amounts])
-    return np.mean(np.array(solved, np.float64), axis=0)
+    mean: Floats = np.mean(np.array(solved, np.float64), axis=0)
+    return mean
 
 
 def band(solved_W: Floats, point: Point) -> tuple[list[float], list[float]]:
