@@ -285,6 +285,21 @@ def test_labels_keep_apart_and_within_the_axes() -> None:
     assert heights == pytest.approx([0.05, 0.15, 0.25, 0.85, 0.95], abs=1e-3)
 
 
+def test_a_gain_up_to_everything_stays_below_the_title(tmp_path: Path) -> None:
+    filled = [(cell(), -1.0), (cell("threads + RL", Setting.THREADS_RL), 2.0)]
+    for made, accuracy in filled:
+        fill(tmp_path, made, accuracy, 3)
+    points = points_of([r for c, _ in filled if (r := read_results(tmp_path, c))])
+    for draw in (learning.figure_5, learning.figure_7):
+        with style.drawing():
+            figure = draw(Board(points, [])).figure
+        assert figure is not None
+        figure.draw_without_rendering()
+        (left, _) = figure.axes
+        (gain,) = [text for text in left.texts if text.get_text() == "+100.0"]
+        assert gain.get_window_extent().y1 <= left.get_window_extent().y1
+
+
 def test_failed_runs_are_told(tmp_path: Path) -> None:
     made = cell()
     (tmp_path / made.name).mkdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -138,42 +138,49 @@ def _mean(values: Floats) -> float:
 
 
 def _draw_accuracy(ax: Axes, pairs: Sequence[_Pair]) -> None:
+    ends = [pair.paper.before for pair in pairs]
     for i, pair in enumerate(pairs):
         color = style.colour(pair.before)
         ours = [pair.before.accuracy, pair.after.accuracy]
-        x = [i - 0.3, i - 0.08]
-        values = [e.value for e in ours]
+        ends += [e.interval.low for e in ours]
+        x, values = [i - 0.3, i - 0.08], [e.value for e in ours]
         ax.errorbar(x, values, yerr=style.bars(ours), color=color, elinewidth=1.1)
         _dots(ax, x, values, color)
+        _name_gain(ax, x, values, max(e.interval.high for e in ours), color)
         theirs = [i + 0.12, i + 0.34]
         ax.plot(theirs, [*pair.paper], "--", color=PAPER, linewidth=1.3)
         _dots(ax, theirs, [*pair.paper], PAPER)
-        for at, change in ((x, values), (theirs, [*pair.paper])):
-            gain = f"{100 * (change[1] - change[0]):+.1f}"
-            color_of = color if at is x else PAPER
-            top = max(change) if at is theirs else max(e.interval.high for e in ours)
-            ax.annotate(
-                gain,
-                (sum(at) / 2, top),
-                (0, 7),
-                textcoords="offset points",
-                ha="center",
-                color=color_of,
-                fontsize=9.5,
-            )
+        _name_gain(ax, theirs, [*pair.paper], max(pair.paper), PAPER)
     ax.set_xticks(range(len(pairs)), [pair.name for pair in pairs])
     ax.set_xlim(-0.6, len(pairs) - 0.4)
-    lowest = min(min(p.before.accuracy.interval.low, p.paper.before) for p in pairs)
-    ax.set_ylim(max(0.0, lowest - 0.05), 1.0)
+    low = max(0.0, min(ends) - 0.05)
+    # Above 100 % is room for the gain, and none for a tick.
+    ax.set_ylim(low, 1 + 0.1 * (1 - low))
     ax.grid(axis="x", visible=False)
     style.percent(ax.yaxis)
     ax.set_title("accuracy, gain in points")
 
 
+def _name_gain(
+    ax: Axes, x: Sequence[float], values: Sequence[float], top: float, color: str
+) -> None:
+    """From before to after, above the middle of both and of all that reaches up to ``top``."""
+    ax.annotate(
+        f"{100 * (values[1] - values[0]):+.1f}",
+        (sum(x) / 2, top),
+        (0, 7),
+        textcoords="offset points",
+        ha="center",
+        color=color,
+        fontsize=9.5,
+    )
+
+
 def _dots(ax: Axes, x: Sequence[float], y: Sequence[float], color: str) -> None:
     """Hollow before, filled after."""
-    ax.plot(x[:1], y[:1], "o", color=color, markerfacecolor=style.GROUND, markersize=7, zorder=3)
-    ax.plot(x[1:], y[1:], "o", color=color, markersize=7, zorder=3)
+    dot: dict[str, Any] = {"color": color, "markersize": 7, "clip_on": False, "zorder": 3}
+    ax.plot(x[:1], y[:1], "o", markerfacecolor=style.GROUND, **dot)
+    ax.plot(x[1:], y[1:], "o", **dot)
 
 
 def _draw_ratios(ax: Axes, ratios: Sequence[_Ratio], title: str = "after ÷ before") -> None:
@@ -198,7 +205,14 @@ def _draw_ratios(ax: Axes, ratios: Sequence[_Ratio], title: str = "after ÷ befo
 
 def _beside(ax: Axes, x: float, y: float, text: str, color: str) -> None:
     ax.annotate(
-        text, (x, y), (9, 0), textcoords="offset points", va="center", color=color, fontsize=9
+        text,
+        (x, y),
+        (9, 0),
+        textcoords="offset points",
+        va="center",
+        color=color,
+        fontsize=9,
+        bbox=style.BEHIND,
     )
 
 
