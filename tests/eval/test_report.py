@@ -300,6 +300,17 @@ def test_a_gain_up_to_everything_stays_below_the_title(tmp_path: Path) -> None:
         assert gain.get_window_extent().y1 <= left.get_window_extent().y1
 
 
+@pytest.mark.parametrize(
+    ("end", "said"), [(0.6, "0.06 s"), (42.0, "4.2 s"), (1000.0, "100 s"), (1500.0, "2 minutes")]
+)
+def test_a_short_run_is_told_in_seconds(tmp_path: Path, end: float, said: str) -> None:
+    made = cell()
+    (tmp_path / made.name).mkdir()
+    write_results(tmp_path / made.name, [trace(0, True, end=end)], [])
+    text = write_report(grid_of(tmp_path, made), tmp_path / "out").read_text()
+    assert f"1 of 1 cells, run in {said} on a machine." in text
+
+
 def test_failed_runs_are_told(tmp_path: Path) -> None:
     made = cell()
     (tmp_path / made.name).mkdir()
