@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from apr.eval.report.board import Board
 from tests.eval import cells
 from tests.eval.cells import cell, fill, fill_whole_grid, trace
 
+FEWER = replace(cell("b", Setting.CHILDREN_RL, children=2), problems="fewer", count=1)
 FIGURES = [f"figure-{name}" for name in ("4a", "4b", "5", "6", "7", "8")]
 
 
@@ -186,12 +188,17 @@ def test_a_figure_says_what_is_missing_of_it_and_no_more(tmp_path: Path) -> None
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["index.html"]
 
 
-def test_a_pair_takes_one_budget_of_both(tmp_path: Path) -> None:
-    filled = [cell("a", Setting.CHILDREN, children=2), cell("b", Setting.CHILDREN_RL, children=3)]
-    for made in filled:
-        fill(tmp_path, made, 0.5, 3)
-    text = write_report(grid_of(tmp_path, *filled), tmp_path / "out").read_text()
-    assert "a budget that both APR conditioned and APR conditioned + RL were run with" in text
+@pytest.mark.parametrize(
+    "after", [cell("b", Setting.CHILDREN_RL, children=3), FEWER], ids=["budget", "problems"]
+)
+def test_a_pair_takes_one_budget_and_the_same_problems(tmp_path: Path, after: Cell) -> None:
+    before = cell("a", Setting.CHILDREN, children=2)
+    fill(tmp_path, before, 0.5, 3)
+    (tmp_path / after.name).mkdir()
+    write_results(tmp_path / after.name, [trace(0, True, (10, 5))], [])
+    text = write_report(grid_of(tmp_path, before, after), tmp_path / "out").read_text()
+    both = "both APR conditioned and APR conditioned + RL"
+    assert f"Missing: a budget that {both} were run with, on the same problems." in text
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,8 @@ def _missing(board: Board, setting: Setting) -> list[str]:
     """What there has to be for a pair, where there is none."""
     after = _AFTER[setting]
     wanted = [Wanted((each,), _family(setting), 0.0) for each in (setting, after)]
-    return board.missing(wanted) or [f"a budget that both {setting} and {after} were run with"]
+    shared = f"a budget that both {setting} and {after} were run with, on the same problems"
+    return board.missing(wanted) or [shared]
 
 
 def _family(setting: Setting) -> Family:
@@ -111,11 +112,16 @@ def _family(setting: Setting) -> Family:
 def _pair(board: Board, setting: Setting) -> _Pair | None:
     families = [_family(setting)]
     befores = board.pick([setting], families, 0.0)
-    afters = {p.size_set: p for p in board.pick([_AFTER[setting]], families, 0.0)}
-    both = [(p, afters[p.size_set]) for p in befores if p.size_set in afters]
+    afters = {_posed(p): p for p in board.pick([_AFTER[setting]], families, 0.0)}
+    both = [(p, afters[_posed(p)]) for p in befores if _posed(p) in afters]
     if not both:
         return None
     return _Pair(_NAMES[setting], *both[-1], paper.rl_change(setting))
+
+
+def _posed(point: Point) -> tuple[object, ...]:
+    """What both points of a pair share."""
+    return *point.size_set, point.cell.problems
 
 
 def _changed(name: str, pair: _Pair, column: str | None, theirs: Change | None) -> _Ratio:
