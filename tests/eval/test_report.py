@@ -318,6 +318,18 @@ def test_a_short_run_is_told_in_seconds(tmp_path: Path, end: float, said: str) -
     assert f"1 of 1 cells, run in {said} on a machine." in text
 
 
+def test_a_multiple_of_nothing_is_a_dash(tmp_path: Path) -> None:
+    filled = [cell(), cell("threads + RL", Setting.THREADS_RL)]
+    for made in filled:
+        fill(tmp_path, made, 0.5, 0)
+    points = points_of([r for c in filled if (r := read_results(tmp_path, c))])
+    with style.drawing():
+        drawn = learning.figure_5(Board(points, []))
+    assert drawn.figure is not None
+    assert [n.value for n in drawn.numbers if n.label == "children"] == ["–: 0.0 → 0.0"]
+    assert "– (0.0 → 0.0)" in [text.get_text() for text in drawn.figure.axes[1].texts]
+
+
 def test_failed_runs_are_told(tmp_path: Path) -> None:
     made = cell()
     (tmp_path / made.name).mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ class _Pair(NamedTuple):
 
 
 class _Ratio(NamedTuple):
-    """A figure after, as a multiple of before."""
+    """A figure after, as a multiple of before; nan where there was nothing before."""
 
     name: str
     ours: Estimate
@@ -192,10 +193,13 @@ def _dots(ax: Axes, x: Sequence[float], y: Sequence[float], color: str) -> None:
 def _draw_ratios(ax: Axes, ratios: Sequence[_Ratio], title: str = "after ÷ before") -> None:
     furthest = 1.0
     for y, r in enumerate(ratios):
-        bars, high = style.bars([r.ours]), r.ours.interval.high
-        ax.errorbar([r.ours.value], [y - 0.12], xerr=bars, fmt="o", color=r.color, markersize=7)
-        _beside(ax, high, y - 0.12, f"{r.ours.value:.2f} × ({r.text})", r.color)
-        furthest = max(furthest, high)
+        if isnan(r.ours.value):
+            _beside(ax, 1, y - 0.12, f"– ({r.text})", r.color)
+        else:
+            bars, high = style.bars([r.ours]), r.ours.interval.high
+            ax.errorbar([r.ours.value], [y - 0.12], xerr=bars, fmt="o", color=r.color, markersize=7)
+            _beside(ax, high, y - 0.12, f"{r.ours.value:.2f} × ({r.text})", r.color)
+            furthest = max(furthest, high)
         if r.theirs is not None:
             ax.plot([r.theirs.ratio], [y + 0.2], "D", color=PAPER, markersize=6)
             text = f"{r.theirs.ratio:.2f} × ({r.theirs.before:,g} → {r.theirs.after:,g})"
@@ -204,7 +208,8 @@ def _draw_ratios(ax: Axes, ratios: Sequence[_Ratio], title: str = "after ÷ befo
     ax.axvline(1, color=style.MUTED, linewidth=1)
     ax.set_yticks(range(len(ratios)), [r.name for r in ratios])
     ax.set_ylim(len(ratios) - 0.45, -0.55)
-    ax.set_xlim(min(0.9, *(r.ours.interval.low - 0.05 for r in ratios)), 1 + 2.3 * (furthest - 0.9))
+    lows = [r.ours.interval.low - 0.05 for r in ratios if not isnan(r.ours.value)]
+    ax.set_xlim(min([0.9, *lows]), 1 + 2.3 * (furthest - 0.9))
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
 
@@ -232,10 +237,12 @@ def _numbers(pairs: Sequence[_Pair], ratios: Sequence[_Ratio]) -> list[Number]:
             numbers.append(
                 Number(f"{pair.after.label}, gain", style.points(gain), pair.after.command)
             )
-    texts = [
-        f"{r.ours.value:.2f} × ({r.ours.interval.low:.2f} to {r.ours.interval.high:.2f})"
-        for r in ratios
-    ]
-    for r, text in zip(ratios, texts, strict=True):
-        numbers.append(Number(r.name, f"{text}: {r.text}", "the two commands above"))
+    numbers += [Number(r.name, _times(r), "the two commands above") for r in ratios]
     return numbers
+
+
+def _times(r: _Ratio) -> str:
+    if isnan(r.ours.value):
+        return f"–: {r.text}"
+    low, high = r.ours.interval
+    return f"{r.ours.value:.2f} × ({low:.2f} to {high:.2f}): {r.text}"
