@@ -278,20 +278,17 @@ def scores(rows: Sequence[Row]) -> Table:
     """Rows side by side. All but accuracy are means over the problems; ``context`` is how much of
     it the longest call of a problem took up.
     """
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("model", overflow="fold", min_width=8)
-    table.add_column("method", no_wrap=True)
-    for name in ("n", "accuracy, 95 %", "tokens", "sequential", "children", "context"):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ("n", "accuracy, 95 %", "tokens", "in\nsequence", "children", "context")
+    table = _table(("model", "method"), numbers)
     for model, method, context, s in rows:
         table.add_row(
             model,
             method,
             str(s.num_problems - s.num_failed),
             f"{s.accuracy:.1%} {100 * s.interval.low:.1f}-{100 * s.interval.high:.1f}",
-            f"{s.total_tokens:.1f}",
-            f"{s.sequential_tokens:.1f}",
-            f"{s.num_children:.1f}",
+            _mean(s.total_tokens),
+            _mean(s.sequential_tokens),
+            _mean(s.num_children),
             f"{s.longest_context:.0f}/{context or '?'}",
         )
     if num_failed := sum(row.summary.num_failed for row in rows):
@@ -300,11 +297,24 @@ def scores(rows: Sequence[Row]) -> Table:
 
 
 def columns(rows: Mapping[str, Mapping[str, str]]) -> Table:
-    """Named rows of the same columns."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("", no_wrap=True)
-    for name in next(iter(rows.values()), {}):
-        table.add_column(name, justify="right", no_wrap=True)
+    """Named rows of the same columns, whose names stand one word to a line."""
+    names = next(iter(rows.values()), {})
+    table = _table(("",), [name.replace(" ", "\n") for name in names])
     for name, row in rows.items():
         table.add_row(name, *row.values())
     return table
+
+
+def _table(texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    """Columns by their heads. Where a line is too short for all, texts fold and numbers do not."""
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
+    for head in texts:
+        table.add_column(head, overflow="fold", min_width=8)
+    for head in numbers:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+def _mean(value: float) -> str:
+    """With as many decimals as can matter."""
+    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"

@@ -419,7 +419,7 @@ def test_explain_wants_the_model_that_wrote(here: Path, run: Run) -> None:
     assert_bad_input(run("explain", "empty.jsonl"), "empty.jsonl holds no trace")
     assert run("eval", "--count", 2, "--out", "t.jsonl").code == 0
     shutil.move("runs/tiny/checkpoint", "elsewhere")
-    assert_bad_input(run("explain", "t.jsonl"), "runs/tiny/checkpoint")
+    assert_bad_input(run("explain", "t.jsonl"), "no checkpoint at runs/tiny/checkpoint")
     assert run("explain", "t.jsonl", "--model", "elsewhere").code == 0
     spoil_tokenizer(here / "elsewhere")
     assert_bad_input(run("explain", "t.jsonl", "--model", "elsewhere"), "name their own model")

@@ -302,7 +302,10 @@ def test_models_and_entries_have_to_agree(here: Path) -> None:
     with pytest.raises(ConfigError, match="two models of the grid have one name"):
         grid(models=grid().models * 2)
     gone = grid(models=(replace(grid().models[0], checkpoint="gone"),))
-    with pytest.raises(CheckpointError, match="gone"):
+    with pytest.raises(CheckpointError, match=r"^no checkpoint at gone, where no folder is: "):
+        api.plan_grid(gone)
+    (here / "gone").mkdir()
+    with pytest.raises(CheckpointError, match=r"^no apr\.json in gone: "):
         api.plan_grid(gone)
 
 

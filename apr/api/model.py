@@ -220,8 +220,8 @@ def explain(traces: Sequence[Trace], checkpoint: Path) -> dict[str, Diagnosis]:
     Raises:
         CheckpointError: missing or damaged, or the traces are of another tokenizer.
     """
-    codec = HFCodec.load(checkpoint)
     told = read_model_manifest(checkpoint).recipe.demonstrations
+    codec = HFCodec.load(checkpoint)
     if any(t.meta.get("tokenizer") not in (None, codec.fingerprint) for t in traces):
         raise CheckpointError(
             f"the traces were not written with the tokenizer in {checkpoint}: name their own model"
@@ -274,6 +274,10 @@ class Manifest(NamedTuple):
 def read_model_manifest(checkpoint: Path) -> Manifest:
     """Raises CheckpointError where there is none, or none that this version reads."""
     path = checkpoint / MANIFEST
+    if not checkpoint.is_dir():
+        raise CheckpointError(
+            f"no checkpoint at {checkpoint}, where no folder is: train it first, or name another"
+        )
     if not path.is_file():
         raise CheckpointError(
             f"no {MANIFEST} in {checkpoint}: name a checkpoint that apr sft made, or build a Model "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from apr.eval.report.board import Board
 from tests.eval import cells
 from tests.eval.cells import cell, fill, fill_whole_grid, trace
 
+FEWER = replace(cell("b", Setting.CHILDREN_RL, children=2), problems="fewer", count=1)
 FIGURES = [f"figure-{name}" for name in ("4a", "4b", "5", "6", "7", "8")]
 
 
@@ -187,12 +189,17 @@ def test_a_figure_says_what_is_missing_of_it_and_no_more(tmp_path: Path) -> None
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["index.html"]
 
 
-def test_a_pair_takes_one_budget_of_both(tmp_path: Path) -> None:
-    filled = [cell("a", Setting.CHILDREN, children=2), cell("b", Setting.CHILDREN_RL, children=3)]
-    for made in filled:
-        fill(tmp_path, made, 0.5, 3)
-    text = write_report(grid_of(tmp_path, *filled), tmp_path / "out").read_text()
-    assert "a budget that both APR conditioned and APR conditioned + RL were run with" in text
+@pytest.mark.parametrize(
+    "after", [cell("b", Setting.CHILDREN_RL, children=3), FEWER], ids=["budget", "problems"]
+)
+def test_a_pair_takes_one_budget_and_the_same_problems(tmp_path: Path, after: Cell) -> None:
+    before = cell("a", Setting.CHILDREN, children=2)
+    fill(tmp_path, before, 0.5, 3)
+    (tmp_path / after.name).mkdir()
+    write_results(tmp_path / after.name, [trace(0, True, (10, 5))], [])
+    text = write_report(grid_of(tmp_path, before, after), tmp_path / "out").read_text()
+    both = "both APR conditioned and APR conditioned + RL"
+    assert f"Missing: a budget that {both} were run with, on the same problems." in text
 
 
 @pytest.mark.parametrize(
@@ -296,6 +303,44 @@ def test_labels_keep_apart_and_within_the_axes() -> None:
     style.label_ends(ax, [(1.0, y, str(y), "black") for y in (0.0, 0.0, 0.01, 1.0, 1.0)], gap=0.1)
     heights = [text.get_position()[1] for text in ax.texts]
     assert heights == pytest.approx([0.05, 0.15, 0.25, 0.85, 0.95], abs=1e-3)
+
+
+def test_a_gain_up_to_everything_stays_below_the_title(tmp_path: Path) -> None:
+    filled = [(cell(), -1.0), (cell("threads + RL", Setting.THREADS_RL), 2.0)]
+    for made, accuracy in filled:
+        fill(tmp_path, made, accuracy, 3)
+    points = points_of([r for c, _ in filled if (r := read_results(tmp_path, c))])
+    for draw in (learning.figure_5, learning.figure_7):
+        with style.drawing():
+            figure = draw(Board(points, [])).figure
+        assert figure is not None
+        figure.draw_without_rendering()
+        (left, _) = figure.axes
+        (gain,) = [text for text in left.texts if text.get_text() == "+100.0"]
+        assert gain.get_window_extent().y1 <= left.get_window_extent().y1
+
+
+@pytest.mark.parametrize(
+    ("end", "said"), [(0.6, "0.06 s"), (42.0, "4.2 s"), (1000.0, "100 s"), (1500.0, "2 minutes")]
+)
+def test_a_short_run_is_told_in_seconds(tmp_path: Path, end: float, said: str) -> None:
+    made = cell()
+    (tmp_path / made.name).mkdir()
+    write_results(tmp_path / made.name, [trace(0, True, end=end)], [])
+    text = write_report(grid_of(tmp_path, made), tmp_path / "out").read_text()
+    assert f"1 of 1 cells, run in {said} on a machine." in text
+
+
+def test_a_multiple_of_nothing_is_a_dash(tmp_path: Path) -> None:
+    filled = [cell(), cell("threads + RL", Setting.THREADS_RL)]
+    for made in filled:
+        fill(tmp_path, made, 0.5, 0)
+    points = points_of([r for c in filled if (r := read_results(tmp_path, c))])
+    with style.drawing():
+        drawn = learning.figure_5(Board(points, []))
+    assert drawn.figure is not None
+    assert [n.value for n in drawn.numbers if n.label == "children"] == ["–: 0.0 → 0.0"]
+    assert "– (0.0 → 0.0)" in [text.get_text() for text in drawn.figure.axes[1].texts]
 
 
 def test_failed_runs_are_told(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ _GROUNDS = {  # name: (as drawn, light, dark)
     "paper": (PAPER, "#7d7d7d", "#9b9b9b"),
     "ground": (GROUND, "#fefefe", "#17191c"),
 }
+BEHIND: Any = {"facecolor": GROUND, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+"""What text over lines stands on."""
 _RC: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica", "Arial"],
@@ -233,10 +235,9 @@ def label_ends(
     room = Interval(low + least / 2, high - least / 2)
     heights = _apart([label[:2] for label in labels], 0.35 * (right - left), least, room)
     beside = offset_copy(ax.transData, fig=ax.get_figure(root=True), x=9, units="points")
-    ground = {"facecolor": GROUND, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
     for (x, _, text, color), y in zip(labels, heights, strict=True):
         ax.text(
-            x, y, text, color=color, va="center", fontsize=9.5, transform=beside, bbox=ground
+            x, y, text, color=color, va="center", fontsize=9.5, transform=beside, bbox=BEHIND
         ).set_zorder(5)
 
 

@@ -73,7 +73,7 @@ def _about(grid: Grid, done: list[Results]) -> list[str]:
     said = [
         f"Accuracy and cost of {len({r.cell.method for r in done})} methods on "
         f"{' and '.join(map(str, counts))} test problems each; {len(done)} of {len(grid.cells)} "
-        f"cells, run in {seconds / 60:.0f} minutes on {grid.machine}.",
+        f"cells, run in {_duration(seconds)} on {grid.machine}.",
         f"Models: {'; '.join(models)}.",
     ]
     if note := note_of((r.cell.model, r.posed) for r in done):
@@ -84,3 +84,7 @@ def _about(grid: Grid, done: list[Results]) -> list[str]:
             "nothing; running the grid again runs them again."
         )
     return said
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
