@@ -192,6 +192,8 @@ def evaluate(
         raise ConfigError("--set changes a grid, and this is none: give the flags themselves")
     checkpoint = model or apr.DEMO
     out = out or Path("runs", "eval", f"{_name(checkpoint)}-{how.method}.jsonl")
+    if out.is_dir():
+        raise StorageError(f"{out} is a folder: name a file in it by --out")
     if out.exists() and not force:
         raise StorageError(f"{out} is there: name another --out, or replace it with --force")
     if problems is not None and task is not None:

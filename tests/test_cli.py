@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -46,6 +47,7 @@ num_key_value_heads = 2
 head_dim = 16
 """
 SOLVE = ("solve", "3", "5", "8", "--target", "29")
+LONG = 300 * "x"
 
 
 @pytest.fixture(scope="module")
@@ -470,10 +472,19 @@ def test_grade_names_the_line_that_is_no_answer(tmp_path: Path, run: Run, line: 
         ((*SOLVE, "--temperature", "nan"), ["temperature"]),
         ((*SOLVE, "--engine", "embedded://?kv_gib=inf"), ["kv_gib"]),
         (("sft", "tiny", "--set", "sft.steps=3"), ["another recipe", "--out"]),
+        ((*SOLVE, "--trace", "."), ["cannot write .", "no name"]),
+        (("eval", "--count", "1", "--out", ".", "--force"), [". is a folder", "--out"]),
+        (("sft", LONG), [LONG, "File name too long"]),
+        (("table", LONG), [LONG, "File name too long"]),
+        (("eval", LONG), [LONG, "File name too long"]),
+        (("eval", "--out", LONG), [LONG, "File name too long"]),
+        (("report", LONG), [LONG, "File name too long"]),
+        ((*SOLVE, "--model", LONG), [LONG, "File name too long"]),
+        ((*SOLVE, "--trace", LONG), [LONG, "File name too long"]),
         (("slove",), ["slove", "apr --help"]),
         (("--magic",), ["--magic", "apr --help"]),
     ],
-    ids=lambda x: " ".join(x) if isinstance(x, tuple) else None,
+    ids=lambda x: " ".join(x).replace(LONG, "LONG") if isinstance(x, tuple) else None,
 )
 def test_bad_input_gets_one_sentence(
     here: Path, run: Run, args: tuple[str, ...], parts: list[str]
@@ -484,6 +495,44 @@ def test_bad_input_gets_one_sentence(
         ran = ran._replace(out="")  # The data, which is fine, was reported first.
     assert_bad_input(ran, *parts)
     assert files(here) <= before | {"new/train/plan.json"}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("sft", "locked/x.toml"),
+        ("table", "locked/x.jsonl"),
+        (*SOLVE, "--model", "locked/m"),
+        ("eval", "--out", "locked/x.jsonl"),
+        ("report", "locked/x"),
+    ],
+    ids=lambda args: args[0],
+)
+def test_a_locked_folder(here: Path, run: Run, args: tuple[str, ...]) -> None:
+    Path("locked").mkdir(mode=0)
+    if os.access("locked", os.R_OK):
+        pytest.skip("nothing is locked to root")
+    assert_bad_input(run(*args), "cannot use locked/", "Permission denied")
+
+
+def test_a_locked_file(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(path: Path, **_: object) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_text", locked)
+    assert_bad_input(run("sft", "tiny"), "cannot use recipes/tiny.toml", "Permission denied")
+
+
+def test_what_the_system_refuses_of_no_file(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> Iterator[None]:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(cli, "read_traces", refuse)
+    ran = run("table", "t.jsonl")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("error: the system refuses (Cannot allocate memory): ")
 
 
 def spoil_tokenizer(checkpoint: Path) -> None:
