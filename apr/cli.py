@@ -466,8 +466,12 @@ def launch(
         raise ConfigError(f"no server {server!r}: apr starts sglang and vllm") from None
     interpreter = python or Path(sys.executable)
     start = Launch(kind, model, interpreter, host=host, port=port, flags=tuple(flags or ()))
-    typer.echo(f"starting {kind}; what it prints is in {log}", err=True)
-    serve(start, log, lambda address: typer.echo(f"ready: --engine {address}"))
+    serve(
+        start,
+        log,
+        on_ready=lambda address: typer.echo(f"ready: --engine {address}"),
+        on_start=lambda: typer.echo(f"starting {kind}; what it prints is in {log}", err=True),
+    )
 
 
 @servers.command()
