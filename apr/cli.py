@@ -6,6 +6,7 @@ What is heavy is imported inside the verbs that need it: help, grading and drawi
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import shlex
@@ -310,6 +311,8 @@ def trace(
                 "  the tokenizer that reads its text is not here: see --model", style="dim"
             )
     if not found:
+        if next(read_traces(file), None) is None:
+            raise _empty(file)
         raise DataError(f"{file} has no trace {index}: they are counted from 0")
 
 
@@ -329,7 +332,7 @@ def explain(
 
     traces = list(read_traces(file))
     if not traces:
-        raise DataError(f"{file} holds no trace: name one that apr eval wrote")
+        raise _empty(file)
     found = api.explain(traces, model or Path(traces[0].meta.get("model", apr.DEMO)))
     if as_json:
         typer.echo(json.dumps({kind: one.to_json() for kind, one in found.items()}))
@@ -493,6 +496,9 @@ def gguf(
 
 def main() -> None:
     """Entry point of the program ``apr``."""
+    # What a terminal cannot show must not end a run; who chose another way to deal with it has it.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
     app(prog_name="apr")
 
 
@@ -616,9 +622,13 @@ def _solved(trace: Trace) -> bool:
     return trace.grade is not None and trace.grade.correct
 
 
+def _empty(file: Path) -> DataError:
+    return DataError(f"{file} holds no trace: name one that apr eval wrote")
+
+
 def _row(file: Path, traces: list[Trace]) -> terminal.Row:
     if not traces:
-        raise DataError(f"{file} holds no trace: name one that apr eval wrote")
+        raise _empty(file)
     meta = traces[0].meta
     model = _name(Path(meta["model"])) if "model" in meta else file.stem
     return terminal.Row(model, traces[0].method, meta.get("context"), summarize(traces))

@@ -87,9 +87,9 @@ class RunFlags:
     window: Annotated[int | None, _sampling(help=_WINDOW)] = None
     context: Annotated[int | None, _limit(help="Tokens of a call, its prompt included.")] = None
     depth: Annotated[int | None, _limit(help="Levels of threads below the root.")] = None
-    max_children: Annotated[int | None, _limit(help="Children of one spawn.")] = None
+    max_children: Annotated[int | None, _limit(min=1, help="Children of one spawn.")] = None
     threads: Annotated[int | None, _limit(help="Threads of one problem.")] = None
-    tokens: Annotated[int | None, _limit(help="Sampled tokens of one problem.")] = None
+    tokens: Annotated[int | None, _limit(min=1, help="Sampled tokens of one problem.")] = None
     seconds: Annotated[float | None, _limit(help="Wall clock of one problem.")] = None
     first_success: Annotated[bool, _limit("--first-success", help=_FIRST)] = False
     fork: Annotated[bool, _limit("--fork", help="Children see all their parent wrote.")] = False

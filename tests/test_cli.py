@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ import apr
 from apr import cli
 from apr.errors import EngineError
 from apr.testing import Reply, ScriptedEngine
-from apr.trace import read_traces, write_traces
+from apr.trace import End, Thread, Trace, read_traces, write_traces
 from tests.conftest import Ran, Run
 
 RECIPE = """count = 24
@@ -397,6 +398,47 @@ def test_grade_answers_line_by_line(tmp_path: Path, run: Run) -> None:
     assert all(set(v) == {"correct", "reason"} for v in verdicts)
 
 
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize("verb", ["grade", "table"])
+def test_what_prints_to_a_full_disk(tmp_path: Path, verb: str) -> None:
+    line = '{"numbers": [3, 5], "target": 8, "answer": "3+5"}\n'
+    (tmp_path / "grade").write_text(9 * line)
+    write_traces(tmp_path / "table", [Trace({}, "apr", (root(),))])
+    with FULL.open("w") as full:
+        done = program(verb, tmp_path / verb, stdout=full)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: cannot write standard output (No space left on device): "
+        "make room there or send it elsewhere\n"
+    )
+
+
+def test_what_goes_to_a_terminal_of_few_characters(tmp_path: Path) -> None:
+    write_traces(tmp_path / "t", [Trace({}, "apr", (root(),))])
+    done = program("trace", tmp_path / "t", stdout=subprocess.PIPE, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("? ")
+
+
+def root() -> Thread:
+    return Thread(0, None, "", (), (), End.MALFORMED, "")
+
+
+def program(*args: object, stdout: Any, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Type ``apr ...`` to a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "apr", *map(str, args)],
+        env={**os.environ, "PYTHONPATH": str(Path(apr.__file__).parents[1]), **variables},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+
 def test_grade_reads_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     line = '{"numbers": [3, 5], "target": 8, "answer": "3+5"}'
     monkeypatch.setattr(sys, "stdin", io.StringIO(line))
@@ -440,6 +482,9 @@ def test_grade_names_the_line_that_is_no_answer(tmp_path: Path, run: Run, line: 
         ((*SOLVE, "--context", "4"), ["no room in a context of 4"]),
         ((*SOLVE, "--context", "0"), ["context is 0"]),
         ((*SOLVE, "--depth", "-1"), ["depth is -1"]),
+        ((*SOLVE, "--seconds", "nan"), ["seconds is nan"]),
+        ((*SOLVE, "--max-children", "0"), ["--max-children", "equal to 1"]),
+        ((*SOLVE, "--tokens", "0"), ["--tokens", "equal to 1"]),
         ((*SOLVE, "--method", "magic"), ["'method'", "'apr', 'serial'", "'magic'"]),
         ((*SOLVE, "--top-p", "2"), ["top_p"]),
         ((*SOLVE, "--children", "3"), ["not trained to heed a number of children"]),
@@ -455,6 +500,8 @@ def test_grade_names_the_line_that_is_no_answer(tmp_path: Path, run: Run, line: 
         (("eval", "--count", "0"), ["--count"]),
         (("trace", "nothing.jsonl"), ["no trace file at nothing.jsonl"]),
         (("trace", "recipes/tiny.toml"), ["tiny.toml, line 1"]),
+        (("trace", "empty.jsonl"), ["empty.jsonl holds no trace"]),
+        (("trace", "--all", "empty.jsonl"), ["empty.jsonl holds no trace"]),
         (("table", "nothing.jsonl"), ["no trace file at nothing.jsonl"]),
         (("table", os.devnull), [os.devnull]),
         (("grade", "nothing.jsonl"), ["cannot read answers from nothing.jsonl"]),
@@ -489,6 +536,7 @@ def test_grade_names_the_line_that_is_no_answer(tmp_path: Path, run: Run, line: 
 def test_bad_input_gets_one_sentence(
     here: Path, run: Run, args: tuple[str, ...], parts: list[str]
 ) -> None:
+    Path("empty.jsonl").touch()
     before = files(here)
     ran = run(*args)
     if args[0] == "sft" and "--out" in parts:
