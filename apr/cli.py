@@ -6,6 +6,7 @@ What is heavy is imported inside the verbs that need it: help, grading and drawi
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import shlex
@@ -192,6 +193,8 @@ def evaluate(
         raise ConfigError("--set changes a grid, and this is none: give the flags themselves")
     checkpoint = model or apr.DEMO
     out = out or Path("runs", "eval", f"{_name(checkpoint)}-{how.method}.jsonl")
+    if out.is_dir():
+        raise StorageError(f"{out} is a folder: name a file in it by --out")
     if out.exists() and not force:
         raise StorageError(f"{out} is there: name another --out, or replace it with --force")
     check_writable(out)
@@ -309,6 +312,8 @@ def trace(
                 "  the tokenizer that reads its text is not here: see --model", style="dim"
             )
     if not found:
+        if next(read_traces(file), None) is None:
+            raise _empty(file)
         raise DataError(f"{file} has no trace {index}: they are counted from 0")
 
 
@@ -328,7 +333,7 @@ def explain(
 
     traces = list(read_traces(file))
     if not traces:
-        raise DataError(f"{file} holds no trace: name one that apr eval wrote")
+        raise _empty(file)
     found = api.explain(traces, model or Path(traces[0].meta.get("model", apr.DEMO)))
     if as_json:
         typer.echo(json.dumps({kind: one.to_json() for kind, one in found.items()}))
@@ -465,8 +470,12 @@ def launch(
         raise ConfigError(f"no server {server!r}: apr starts sglang and vllm") from None
     interpreter = python or Path(sys.executable)
     start = Launch(kind, model, interpreter, host=host, port=port, flags=tuple(flags or ()))
-    typer.echo(f"starting {kind}; what it prints is in {log}", err=True)
-    serve(start, log, lambda address: typer.echo(f"ready: --engine {address}"))
+    serve(
+        start,
+        log,
+        on_ready=lambda address: typer.echo(f"ready: --engine {address}"),
+        on_start=lambda: typer.echo(f"starting {kind}; what it prints is in {log}", err=True),
+    )
 
 
 @servers.command()
@@ -488,6 +497,9 @@ def gguf(
 
 def main() -> None:
     """Entry point of the program ``apr``."""
+    # What a terminal cannot show must not end a run; who chose another way to deal with it has it.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
     app(prog_name="apr")
 
 
@@ -623,9 +635,13 @@ def _solved(trace: Trace) -> bool:
     return trace.grade is not None and trace.grade.correct
 
 
+def _empty(file: Path) -> DataError:
+    return DataError(f"{file} holds no trace: name one that apr eval wrote")
+
+
 def _row(file: Path, traces: list[Trace]) -> terminal.Row:
     if not traces:
-        raise DataError(f"{file} holds no trace: name one that apr eval wrote")
+        raise _empty(file)
     meta = traces[0].meta
     model = _name(Path(meta["model"])) if "model" in meta else file.stem
     return terminal.Row(model, traces[0].method, meta.get("context"), summarize(traces))

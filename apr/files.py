@@ -37,7 +37,7 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full, or the path may not be written.
     """
-    tmp = path.with_name(path.name + ".tmp")
+    tmp = _beside(path, ".tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -70,7 +70,7 @@ def new_directory(directory: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full, or the path may not be written.
     """
-    tmp = directory.with_name(directory.name + ".tmp")
+    tmp = _beside(directory, ".tmp")
     with writing(directory):
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir(parents=True)
@@ -103,4 +103,11 @@ def _replace_directory(tmp: Path, directory: Path) -> None:
 
 
 def _old(directory: Path) -> Path:
-    return directory.with_name(directory.name + ".old")
+    return _beside(directory, ".old")
+
+
+def _beside(path: Path, ending: str) -> Path:
+    try:
+        return path.with_name(path.name + ending)
+    except ValueError as e:  # the folder itself, or the root of all
+        raise StorageError(f"cannot write {path} (it ends in no name): name another place") from e

@@ -57,7 +57,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value, least = getattr(self, name), 0 if name in ("depth", "seconds") else 1
-            if value is not None and value < least:
+            if value is not None and not value >= least:  # not a number is below everything
                 raise ConfigError(f"limit {name} is {value}: give at least {least}")
 
 

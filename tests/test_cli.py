@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ import apr
 from apr import cli
 from apr.errors import ContextError, EngineError
 from apr.testing import Reply, ScriptedEngine
-from apr.trace import read_traces, write_traces
+from apr.trace import End, Thread, Trace, read_traces, write_traces
 from tests.conftest import Ran, Run
 
 RECIPE = """count = 24
@@ -46,6 +48,7 @@ num_key_value_heads = 2
 head_dim = 16
 """
 SOLVE = ("solve", "3", "5", "8", "--target", "29")
+LONG = 300 * "x"
 
 
 @pytest.fixture(scope="module")
@@ -440,6 +443,47 @@ def test_grade_answers_line_by_line(tmp_path: Path, run: Run) -> None:
     assert all(set(v) == {"correct", "reason"} for v in verdicts)
 
 
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize("verb", ["grade", "table"])
+def test_what_prints_to_a_full_disk(tmp_path: Path, verb: str) -> None:
+    line = '{"numbers": [3, 5], "target": 8, "answer": "3+5"}\n'
+    (tmp_path / "grade").write_text(9 * line)
+    write_traces(tmp_path / "table", [Trace({}, "apr", (root(),))])
+    with FULL.open("w") as full:
+        done = program(verb, tmp_path / verb, stdout=full)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: cannot write standard output (No space left on device): "
+        "make room there or send it elsewhere\n"
+    )
+
+
+def test_what_goes_to_a_terminal_of_few_characters(tmp_path: Path) -> None:
+    write_traces(tmp_path / "t", [Trace({}, "apr", (root(),))])
+    done = program("trace", tmp_path / "t", stdout=subprocess.PIPE, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("? ")
+
+
+def root() -> Thread:
+    return Thread(0, None, "", (), (), End.MALFORMED, "")
+
+
+def program(*args: object, stdout: Any, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Type ``apr ...`` to a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "apr", *map(str, args)],
+        env={**os.environ, "PYTHONPATH": str(Path(apr.__file__).parents[1]), **variables},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+
 def test_grade_reads_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     line = '{"numbers": [3, 5], "target": 8, "answer": "3+5"}'
     monkeypatch.setattr(sys, "stdin", io.StringIO(line))
@@ -483,6 +527,9 @@ def test_grade_names_the_line_that_is_no_answer(tmp_path: Path, run: Run, line: 
         ((*SOLVE, "--context", "4"), ["no room in a context of 4"]),
         ((*SOLVE, "--context", "0"), ["context is 0"]),
         ((*SOLVE, "--depth", "-1"), ["depth is -1"]),
+        ((*SOLVE, "--seconds", "nan"), ["seconds is nan"]),
+        ((*SOLVE, "--max-children", "0"), ["--max-children", "equal to 1"]),
+        ((*SOLVE, "--tokens", "0"), ["--tokens", "equal to 1"]),
         ((*SOLVE, "--method", "magic"), ["'method'", "'apr', 'serial'", "'magic'"]),
         ((*SOLVE, "--top-p", "2"), ["top_p"]),
         ((*SOLVE, "--children", "3"), ["not trained to heed a number of children"]),
@@ -498,6 +545,8 @@ def test_grade_names_the_line_that_is_no_answer(tmp_path: Path, run: Run, line: 
         (("eval", "--count", "0"), ["--count"]),
         (("trace", "nothing.jsonl"), ["no trace file at nothing.jsonl"]),
         (("trace", "recipes/tiny.toml"), ["tiny.toml, line 1"]),
+        (("trace", "empty.jsonl"), ["empty.jsonl holds no trace"]),
+        (("trace", "--all", "empty.jsonl"), ["empty.jsonl holds no trace"]),
         (("table", "nothing.jsonl"), ["no trace file at nothing.jsonl"]),
         (("table", os.devnull), [os.devnull]),
         (("grade", "nothing.jsonl"), ["cannot read answers from nothing.jsonl"]),
@@ -515,20 +564,68 @@ def test_grade_names_the_line_that_is_no_answer(tmp_path: Path, run: Run, line: 
         ((*SOLVE, "--temperature", "nan"), ["temperature"]),
         ((*SOLVE, "--engine", "embedded://?kv_gib=inf"), ["kv_gib"]),
         (("sft", "tiny", "--set", "sft.steps=3"), ["another recipe", "--out"]),
+        ((*SOLVE, "--trace", "."), ["cannot write .", "no name"]),
+        (("eval", "--count", "1", "--out", ".", "--force"), [". is a folder", "--out"]),
+        (("sft", LONG), [LONG, "File name too long"]),
+        (("table", LONG), [LONG, "File name too long"]),
+        (("eval", LONG), [LONG, "File name too long"]),
+        (("eval", "--out", LONG), [LONG, "File name too long"]),
+        (("report", LONG), [LONG, "File name too long"]),
+        ((*SOLVE, "--model", LONG), [LONG, "File name too long"]),
+        ((*SOLVE, "--trace", LONG), [LONG, "File name too long"]),
         (("slove",), ["slove", "apr --help"]),
         (("--magic",), ["--magic", "apr --help"]),
     ],
-    ids=lambda x: " ".join(x) if isinstance(x, tuple) else None,
+    ids=lambda x: " ".join(x).replace(LONG, "LONG") if isinstance(x, tuple) else None,
 )
 def test_bad_input_gets_one_sentence(
     here: Path, run: Run, args: tuple[str, ...], parts: list[str]
 ) -> None:
+    Path("empty.jsonl").touch()
     before = files(here)
     ran = run(*args)
     if args[0] == "sft" and "--out" in parts:
         ran = ran._replace(out="")  # The data, which is fine, was reported first.
     assert_bad_input(ran, *parts)
     assert files(here) <= before | {"new/train/plan.json"}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("sft", "locked/x.toml"),
+        ("table", "locked/x.jsonl"),
+        (*SOLVE, "--model", "locked/m"),
+        ("eval", "--out", "locked/x.jsonl"),
+        ("report", "locked/x"),
+    ],
+    ids=lambda args: args[0],
+)
+def test_a_locked_folder(here: Path, run: Run, args: tuple[str, ...]) -> None:
+    Path("locked").mkdir(mode=0)
+    if os.access("locked", os.R_OK):
+        pytest.skip("nothing is locked to root")
+    assert_bad_input(run(*args), "cannot use locked/", "Permission denied")
+
+
+def test_a_locked_file(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(path: Path, **_: object) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_text", locked)
+    assert_bad_input(run("sft", "tiny"), "cannot use recipes/tiny.toml", "Permission denied")
+
+
+def test_what_the_system_refuses_of_no_file(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> Iterator[None]:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(cli, "read_traces", refuse)
+    ran = run("table", "t.jsonl")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("error: the system refuses (Cannot allocate memory): ")
 
 
 def spoil_tokenizer(checkpoint: Path) -> None:

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
+from math import nan
 from typing import Any, TypeVar
 
 import pytest
@@ -335,7 +336,7 @@ def test_a_problem_that_leaves_no_room_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     "bad", [{"depth": -1}, {"children": 0}, {"threads": 0}, {"calls": 0}, {"total_tokens": 0},
-            {"seconds": -1.0}, {"context": 0}],
+            {"seconds": -1.0}, {"seconds": nan}, {"context": 0}],
 )  # fmt: skip
 def test_a_limit_that_allows_nothing_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"limit {next(iter(bad))} is"):
