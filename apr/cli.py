@@ -121,6 +121,8 @@ def solve(
     apr solve 5 13 4 --target 32 --model runs/mini/checkpoint
     """
     posed = Problem(tuple(map(_whole, numbers)), _whole(target))
+    if trace is not None:
+        check_writable(trace)
     from apr import api
 
     inference = how.inference()

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
 
 from apr.errors import StorageError
@@ -48,14 +49,16 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse now what could not be written later; leaves nothing behind.
+    """Refuse now the file that could not be written later; leaves nothing behind.
 
     Raises:
-        StorageError: the path may not be written.
+        StorageError: the path may not be written, or is a folder.
     """
-    missing = [parent for parent in path.parents if not parent.exists()]
-    tmp = path.with_name(path.name + ".tmp")
+    tmp = _beside(path, ".tmp")
     with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "a folder is there")
+        missing = [parent for parent in path.parents if not parent.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         tmp.touch()
         tmp.unlink()

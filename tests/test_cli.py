@@ -175,6 +175,7 @@ def test_eval_refuses_what_it_cannot_write_before_it_samples(
     scripted(monkeypatch, reply)
     Path("file").write_text("mine")
     assert_bad_input(run("eval", "--count", 2, "--out", "file/t.jsonl"), "cannot write")
+    assert_bad_input(run(*SOLVE, "--trace", "runs"), "cannot write runs (a folder is there)")
     assert not Path("new").exists()
 
 
