@@ -590,9 +590,10 @@ def _row(file: Path, traces: list[Trace]) -> terminal.Row:
 
 def _draw(console: Console, trace: Trace, drawn: Tree | None = None) -> None:
     console.print(drawn or terminal.tree(trace))
-    answer = trace.answer
-    if answer is not None and (expression := spell(answer)) is not None:
-        answer = f"{expression} = {trace.problem['target']}" if _solved(trace) else expression
+    answer, target = trace.answer, trace.problem.get("target")
+    expression = None if answer is None or target is None else spell(answer)
+    if expression is not None:
+        answer = f"{expression} = {target}" if _solved(trace) else expression
     console.print(terminal.verdict(trace, answer))
 
 
