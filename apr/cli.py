@@ -6,11 +6,13 @@ What is heavy is imported inside the verbs that need it: help, grading and drawi
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -34,6 +36,8 @@ from apr.errors import (
     StorageError,
 )
 from apr.eval.metrics import summarize
+from apr.eval.posed import Problems, note_of
+from apr.files import check_writable, new_file
 from apr.flags import (
     Engine,
     Json,
@@ -117,6 +121,8 @@ def solve(
     apr solve 5 13 4 --target 32 --model runs/mini/checkpoint
     """
     posed = Problem(tuple(map(_whole, numbers)), _whole(target))
+    if trace is not None:
+        check_writable(trace)
     from apr import api
 
     inference = how.inference()
@@ -189,8 +195,11 @@ def evaluate(
         raise ConfigError("--set changes a grid, and this is none: give the flags themselves")
     checkpoint = model or apr.DEMO
     out = out or Path("runs", "eval", f"{_name(checkpoint)}-{how.method}.jsonl")
+    if out.is_dir():
+        raise StorageError(f"{out} is a folder: name a file in it by --out")
     if out.exists() and not force:
         raise StorageError(f"{out} is there: name another --out, or replace it with --force")
+    check_writable(out)
     if problems is not None and task is not None:
         raise ConfigError("--problems and --task both say what to solve: give one of them")
     posed = read_problems(problems)[:count] if problems is not None else []
@@ -209,7 +218,7 @@ def evaluate(
         which = f"{num_foreign} of {len(posed)} problems are of another kind"
         typer.echo(f"note: {which}: this model was trained on {trained_on}", err=True)
     start = time.perf_counter()
-    traces = _evaluate(ready, posed, inference, concurrency)
+    traces = _evaluate(ready, posed, inference, concurrency, out)
     seconds_all = time.perf_counter() - start
     write_traces(out, traces)
     rate = sum(t.total_tokens for t in traces) / seconds_all
@@ -255,8 +264,15 @@ def table(
 
     apr table runs/eval/mini-apr.jsonl runs/eval/one-serial.jsonl
     """
-    rows = [_row(file, list(read_traces(file))) for file in files]
+    rows: list[terminal.Row] = []
+    posed: list[tuple[str, Problems]] = []
+    for file in files:
+        traces = list(read_traces(file))
+        rows.append(_row(file, traces))
+        problems = (json.dumps(t.problem, sort_keys=True) for t in traces)
+        posed.append((rows[-1].model, frozenset(problems)))
     _console().print(terminal.scores(rows))
+    _note(posed)
 
 
 @app.command(rich_help_panel="Look")
@@ -268,23 +284,38 @@ def trace(
         Path | None,
         typer.Option(metavar="DIR", help="Checkpoint whose tokenizer reads the tokens."),
     ] = None,
+    out: Annotated[
+        Path | None,
+        output(metavar="FILE", help="A page (.html) or its timeline (.svg), in place of the text."),
+    ] = None,
 ) -> None:
     """Draw stored traces: every thread, what it wrote, what it returned.
 
     The text is read with the tokenizer of the model that wrote it, where that is still there.
+
+    apr solve 22 26 31 53 --target 27 --trace tree.jsonl && apr trace tree.jsonl --out tree.html
     """
     console = _console()
+    if out is not None and every:
+        raise ConfigError("--out draws one trace: leave out --all, and name it by --index")
+    if out is not None and out.suffix not in (".html", ".svg"):
+        raise ConfigError(f"{out} says not how to draw: end its name in .html or in .svg")
     chosen = read_traces(file) if every else islice(read_traces(file), index, index + 1)
     found = False
     for stored in chosen:
         found = True
         codec = _codec(stored, model)
+        if out is not None:
+            _save(out, stored, codec)
+            continue
         _draw(console, stored, terminal.story(stored, codec) if codec else None)
         if codec is None:
             console.print(
                 "  the tokenizer that reads its text is not here: see --model", style="dim"
             )
     if not found:
+        if next(read_traces(file), None) is None:
+            raise _empty(file)
         raise DataError(f"{file} has no trace {index}: they are counted from 0")
 
 
@@ -304,7 +335,7 @@ def explain(
 
     traces = list(read_traces(file))
     if not traces:
-        raise DataError(f"{file} holds no trace: name one that apr eval wrote")
+        raise _empty(file)
     found = api.explain(traces, model or Path(traces[0].meta.get("model", apr.DEMO)))
     if as_json:
         typer.echo(json.dumps({kind: one.to_json() for kind, one in found.items()}))
@@ -441,8 +472,12 @@ def launch(
         raise ConfigError(f"no server {server!r}: apr starts sglang and vllm") from None
     interpreter = python or Path(sys.executable)
     start = Launch(kind, model, interpreter, host=host, port=port, flags=tuple(flags or ()))
-    typer.echo(f"starting {kind}; what it prints is in {log}", err=True)
-    serve(start, log, lambda address: typer.echo(f"ready: --engine {address}"))
+    serve(
+        start,
+        log,
+        on_ready=lambda address: typer.echo(f"ready: --engine {address}"),
+        on_start=lambda: typer.echo(f"starting {kind}; what it prints is in {log}", err=True),
+    )
 
 
 @servers.command()
@@ -464,6 +499,9 @@ def gguf(
 
 def main() -> None:
     """Entry point of the program ``apr``."""
+    # What a terminal cannot show must not end a run; who chose another way to deal with it has it.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
     app(prog_name="apr")
 
 
@@ -522,21 +560,33 @@ def _watch(model: Model, posed: Problem, how: Inference, console: Console | None
         return api.solve(model, posed, how, watch)
 
 
-def _evaluate(model: Model, posed: list[Problem], how: Inference, concurrency: int) -> list[Trace]:
+def _evaluate(
+    model: Model, posed: list[Problem], how: Inference, concurrency: int, out: Path
+) -> list[Trace]:
+    """All traces; where the rest is cut off, those that had ended stand beside ``out``."""
     from tqdm import tqdm
 
     from apr import api
 
-    num_done = num_correct = 0
+    done: list[Trace] = []
+    num_correct = 0
     with tqdm(total=len(posed), desc="eval", disable=not sys.stderr.isatty()) as bar:
 
         def count(trace: Trace) -> None:
-            nonlocal num_done, num_correct
-            num_done, num_correct = num_done + 1, num_correct + _solved(trace)
-            bar.set_postfix(accuracy=f"{num_correct / num_done:.1%}")
+            nonlocal num_correct
+            done.append(trace)
+            num_correct += _solved(trace)
+            bar.set_postfix(accuracy=f"{num_correct / len(done):.1%}")
             bar.update()
 
-        traces = api.evaluate(model, posed, how, concurrency, count)
+        try:
+            traces = api.evaluate(model, posed, how, concurrency, count)
+        except BaseException:
+            if done:
+                ended = out.with_suffix(".ended.jsonl")
+                write_traces(ended, done)
+                typer.echo(f"{len(done)} traces that had ended are in {ended}", err=True)
+            raise
     if traces and all(t.error is not None for t in traces):
         raise EngineError(f"every run failed: {traces[0].error}")
     return traces
@@ -570,31 +620,60 @@ def _evaluate_grid(path: Path, out: Path, overrides: list[str] | None, as_json: 
     rows = [terminal.Row(r.cell.model, r.cell.title, r.context, r.summary) for r in ran]
     if as_json:
         typer.echo(json.dumps([row.to_json() for row in rows]))
-        return
-    console = _console()
-    console.print(terminal.scores(rows))
-    console.print(f"{len(rows)} cells in {out}: apr report {out} draws them", highlight=False)
+    else:
+        console = _console()
+        console.print(terminal.scores(rows))
+        console.print(f"{len(rows)} cells in {out}: apr report {out} draws them", highlight=False)
+    _note((cell.model, frozenset(problems)) for cell, _, problems in planned)
+
+
+def _note(posed: Iterable[tuple[str, Problems]]) -> None:
+    """Say so where rows side by side were posed different problems."""
+    if note := note_of(posed):
+        typer.echo(f"note: {note}", err=True)
 
 
 def _solved(trace: Trace) -> bool:
     return trace.grade is not None and trace.grade.correct
 
 
+def _empty(file: Path) -> DataError:
+    return DataError(f"{file} holds no trace: name one that apr eval wrote")
+
+
 def _row(file: Path, traces: list[Trace]) -> terminal.Row:
     if not traces:
-        raise DataError(f"{file} holds no trace: name one that apr eval wrote")
+        raise _empty(file)
     meta = traces[0].meta
     model = _name(Path(meta["model"])) if "model" in meta else file.stem
     return terminal.Row(model, traces[0].method, meta.get("context"), summarize(traces))
 
 
 def _draw(console: Console, trace: Trace, drawn: Tree | None = None) -> None:
-    console.print(drawn or terminal.tree(trace))
-    answer, target = trace.answer, trace.problem.get("target")
-    expression = None if answer is None or target is None else spell(answer)
-    if expression is not None:
-        answer = f"{expression} = {target}" if _solved(trace) else expression
-    console.print(terminal.verdict(trace, answer))
+    fold = console.is_terminal and len(trace.threads) > console.height
+    console.print(drawn or terminal.tree(trace, fold))
+    console.print(terminal.verdict(trace, _answer(trace)))
+
+
+def _answer(trace: Trace) -> str | None:
+    """What ``trace`` claims, as people write it."""
+    target = trace.problem.get("target")
+    if trace.answer is None or target is None or (expression := spell(trace.answer)) is None:
+        return trace.answer
+    return f"{expression} = {target}" if _solved(trace) else expression
+
+
+def _save(out: Path, trace: Trace, codec: Codec | None) -> None:
+    """Write ``trace`` as a page or a drawing."""
+    from apr import viewer
+
+    decode = codec.decode if codec else None
+    drawn = (
+        viewer.svg(trace) if out.suffix == ".svg" else viewer.page(trace, decode, _answer(trace))
+    )
+    with new_file(out) as tmp:
+        tmp.write_text(drawn, encoding="utf-8", errors="replace")
+    typer.echo(f"{out}: {len(trace.threads)} threads")
 
 
 def _codec(trace: Trace, model: Path | None) -> Codec | None:

@@ -63,7 +63,7 @@ def build_query(cls: type[T], query: str) -> T:
 def check_least(least: float, **values: float) -> None:
     """Raises ConfigError that names the first of ``values`` below ``least``."""
     for name, value in values.items():
-        if value < least:
+        if not value >= least:  # not a number is below everything
             raise ConfigError(f"{name} is {value}: give {least} or more")
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
 
 from apr.errors import StorageError
@@ -37,7 +38,7 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full, or the path may not be written.
     """
-    tmp = path.with_name(path.name + ".tmp")
+    tmp = _beside(path, ".tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -47,6 +48,24 @@ def new_file(path: Path) -> Iterator[Path]:
             tmp.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Refuse now the file that could not be written later; leaves nothing behind.
+
+    Raises:
+        StorageError: the path may not be written, or is a folder.
+    """
+    tmp = _beside(path, ".tmp")
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "a folder is there")
+        missing = [parent for parent in path.parents if not parent.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tmp.touch()
+        tmp.unlink()
+        for parent in missing:
+            parent.rmdir()
+
+
 @contextmanager
 def new_directory(directory: Path) -> Iterator[Path]:
     """A folder to fill in the body, which then becomes ``directory``, in place of any before it.
@@ -54,7 +73,7 @@ def new_directory(directory: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full, or the path may not be written.
     """
-    tmp = directory.with_name(directory.name + ".tmp")
+    tmp = _beside(directory, ".tmp")
     with writing(directory):
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir(parents=True)
@@ -87,4 +106,11 @@ def _replace_directory(tmp: Path, directory: Path) -> None:
 
 
 def _old(directory: Path) -> Path:
-    return directory.with_name(directory.name + ".old")
+    return _beside(directory, ".old")
+
+
+def _beside(path: Path, ending: str) -> Path:
+    try:
+        return path.with_name(path.name + ending)
+    except ValueError as e:  # the folder itself, or the root of all
+        raise StorageError(f"cannot write {path} (it ends in no name): name another place") from e

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -35,6 +36,7 @@ _METHOD = (
 _VALUE = "What a thought is worth: its mean logprob, or rollouts that claim an answer."
 _WINDOW = "Context window to condition on, for models trained so."
 _CHILDREN = "Child threads to condition on, for models trained so."
+_TOKENS = "Sampled tokens of one run; methods that sample make several for a problem."
 _FIRST = "The first child to succeed cancels its siblings."
 
 Json = Annotated[bool, output("--json", help="Print one JSON object, and nothing else.")]
@@ -86,10 +88,10 @@ class RunFlags:
     window: Annotated[int | None, _sampling(help=_WINDOW)] = None
     context: Annotated[int | None, _limit(help="Tokens of a call, its prompt included.")] = None
     depth: Annotated[int | None, _limit(help="Levels of threads below the root.")] = None
-    max_children: Annotated[int | None, _limit(help="Children of one spawn.")] = None
-    threads: Annotated[int | None, _limit(help="Threads of one problem.")] = None
-    tokens: Annotated[int | None, _limit(help="Sampled tokens of one problem.")] = None
-    seconds: Annotated[float | None, _limit(help="Wall clock of one problem.")] = None
+    max_children: Annotated[int | None, _limit(min=1, help="Children of one spawn.")] = None
+    threads: Annotated[int | None, _limit(help="Threads of one run.")] = None
+    tokens: Annotated[int | None, _limit(min=1, help=_TOKENS)] = None
+    seconds: Annotated[float | None, _limit(help="Wall clock of one run.")] = None
     first_success: Annotated[bool, _limit("--first-success", help=_FIRST)] = False
     fork: Annotated[bool, _limit("--fork", help="Children see all their parent wrote.")] = False
 
@@ -153,7 +155,30 @@ class Verbs(TyperGroup):
             code = _fail(str(e), 75)
         except AprError as e:
             code = _fail(str(e), 2 if isinstance(e, InputError) else 1)
+        except OSError as e:
+            code = _fail(*_refused(e))
         sys.exit(code or 0)
+
+
+def _refused(error: OSError) -> tuple[str, int]:
+    """What the system would not do, and the code to exit with."""
+    why = error.strerror or str(error) or type(error).__name__
+    if error.filename is not None:
+        return f"cannot use {error.filename} ({why}): name another path, or open this one to you", 2
+    if _output_is_stuck():
+        return f"cannot write standard output ({why}): make room there or send it elsewhere", 2
+    return f"the system refuses ({why}): mend that, and give the same command again", 1
+
+
+def _output_is_stuck() -> bool:
+    try:
+        print(end="", flush=True)  # also where there is no standard output at all
+    except OSError:
+        # What is left would fail once more at exit, with a traceback.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _fail(message: str, code: int) -> int:

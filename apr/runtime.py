@@ -21,9 +21,6 @@ from apr.types import Completion, FinishReason, Ids, Sampling
 Path = tuple[int, ...]
 """Where a thread is in its tree: the root is (), its third child (2,), that one's first (2, 0)."""
 
-# Stands for no limit; no share of a share of it is less than what an engine can sample.
-_PLENTY = 1 << 256
-
 
 class ChildContext(StrEnum):
     """What a child sees before its message."""
@@ -60,7 +57,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value, least = getattr(self, name), 0 if name in ("depth", "seconds") else 1
-            if value is not None and value < least:
+            if value is not None and not value >= least:  # not a number is below everything
                 raise ConfigError(f"limit {name} is {value}: give at least {least}")
 
 
@@ -200,20 +197,24 @@ class Runtime:
 class _Purse:
     """What a thread, with all it spawns, may still spend."""
 
-    tokens: int
+    tokens: int | None  # None is no limit
     threads: int
 
     def share(self, num_children: int) -> list[_Purse]:
         """Take out one thread and one purse for each child; the parent keeps a share of tokens."""
         self.threads -= num_children
-        tokens = self.tokens // (num_children + 1)
+        tokens = None if self.tokens is None else self.tokens // (num_children + 1)
         threads = self.threads // max(1, num_children)
-        self.tokens -= tokens * num_children
+        self.spend((tokens or 0) * num_children)
         self.threads -= threads * num_children
         return [_Purse(tokens, threads) for _ in range(num_children)]
 
+    def spend(self, num_tokens: int) -> None:
+        if self.tokens is not None:
+            self.tokens -= num_tokens
+
     def put_back(self, rest: _Purse) -> None:
-        self.tokens += rest.tokens
+        self.spend(-(rest.tokens or 0))
         self.threads += rest.threads
 
 
@@ -255,9 +256,7 @@ class _Run:
         self.clock = asyncio.get_running_loop().time
         self.start = self.clock()
         self.deadline = None if limits.seconds is None else self.start + limits.seconds
-        self.purse = _Purse(
-            _PLENTY if limits.total_tokens is None else limits.total_tokens, limits.threads - 1
-        )
+        self.purse = _Purse(limits.total_tokens, limits.threads - 1)
         self.threads: dict[Path, _Thread] = {}
 
     async def live(self, thread: _Thread, prompt_ids: Ids, written: Ids = ()) -> Join | Malformed:
@@ -294,12 +293,11 @@ class _Run:
             return 0, self.out_of_time
         bounds = [
             (context - len(prompt_ids), f"The context of {context} tokens is full."),
-            (
-                thread.purse.tokens,
-                f"Its share of the trace's {limits.total_tokens} tokens ran out.",
-            ),
             (sampling.max_tokens, f"The call has sampled its {sampling.max_tokens} tokens."),
         ]
+        if thread.purse.tokens is not None:
+            ran_out = f"Its share of the trace's {limits.total_tokens} tokens ran out."
+            bounds.insert(1, (thread.purse.tokens, ran_out))
         return min(bounds, key=lambda bound: bound[0])
 
     @property
@@ -330,7 +328,7 @@ class _Run:
             end = self.clock() - self.start
             call = Call(prompt_ids, ids, logprobs, finish_reason, start, end)
             thread.calls.append(call)
-            thread.purse.tokens -= len(ids)
+            thread.purse.spend(len(ids))
         return call
 
     def finish(self, thread: _Thread, operation: Join | Malformed) -> Join | Malformed:

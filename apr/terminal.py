@@ -99,9 +99,11 @@ class Watch(Observer):
             yield _grow(root, self.codec, fold=len(self.branches) > console.height)
 
 
-def tree(trace: Trace) -> Tree:
-    """A trace, one line for each thread."""
-    return _grow(_branch(trace, trace.root), None)
+def tree(trace: Trace, fold: bool = False) -> Tree:
+    """A trace, one line for each thread; with ``fold``, those of the root's children that succeeded
+    and a count of the others.
+    """
+    return _grow(_branch(trace, trace.root), None, fold)
 
 
 def story(trace: Trace, codec: Codec) -> Tree:
@@ -124,20 +126,22 @@ def _branch(trace: Trace, thread: Thread) -> _Branch:
 
 
 def _grow(branch: _Branch, codec: Codec | None, fold: bool = False) -> Tree:
-    """``branch`` and all below it; with ``fold``, of what has ended only what succeeded."""
+    """``branch`` and all below it; with ``fold``, of what has ended only the line, if it
+    succeeded.
+    """
     root = _node(None, branch, codec)
     _grow_children(root, branch, codec, fold)
     return root
 
 
 def _grow_children(node: Tree, branch: _Branch, codec: Codec | None, fold: bool) -> None:
-    if fold and branch.end is not None:
-        return
     children = list(branch.children)
     width = _widest(child.message for child in children)
     shown = [c for c in children if c.end is None or c.success] if fold else children
     for child in shown:
-        _grow_children(_node(node, child, codec, width), child, codec, fold)
+        below = _node(node, child, codec, width)
+        if not fold or child.end is None:
+            _grow_children(below, child, codec, fold)
     if len(shown) < len(children):
         node.add(Text(f"{len(children) - len(shown)} more ended", "dim"))
 
@@ -151,11 +155,18 @@ def _node(above: Tree | None, branch: _Branch, codec: Codec | None, width: int =
 def _tell(node: Tree, trace: Trace, thread: Thread, codec: Codec) -> None:
     for call, spawn in zip_longest(thread.calls, thread.spawns):
         if call is not None:
-            node.add(Text(codec.decode(call.ids).strip(), "dim"))
+            node.add(Text(_written(codec.decode(call.ids), len(spawn or ())), "dim"))
         children = [trace.threads[c] for c in spawn or ()]
         width = _widest(child.message for child in children)
         for child in children:
             _tell(_node(node, _branch(trace, child), codec, width), trace, child, codec)
+
+
+def _written(text: str, num_children: int) -> str:
+    """``text`` without the messages of its spawn: the children stand below with them."""
+    before, spawn, _ = text.partition("<spawn>")
+    told = f"{before} {spawn} {num_children}" if spawn and num_children else text
+    return told.strip()
 
 
 @dataclass(frozen=True)
@@ -267,20 +278,17 @@ def scores(rows: Sequence[Row]) -> Table:
     """Rows side by side. All but accuracy are means over the problems; ``context`` is how much of
     it the longest call of a problem took up.
     """
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("model", overflow="fold", min_width=8)
-    table.add_column("method", no_wrap=True)
-    for name in ("n", "accuracy, 95 %", "tokens", "sequential", "children", "context"):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ("n", "accuracy, 95 %", "tokens", "in\nsequence", "children", "context")
+    table = _table(("model", "method"), numbers)
     for model, method, context, s in rows:
         table.add_row(
             model,
             method,
             str(s.num_problems - s.num_failed),
             f"{s.accuracy:.1%} {100 * s.interval.low:.1f}-{100 * s.interval.high:.1f}",
-            f"{s.total_tokens:.1f}",
-            f"{s.sequential_tokens:.1f}",
-            f"{s.num_children:.1f}",
+            _mean(s.total_tokens),
+            _mean(s.sequential_tokens),
+            _mean(s.num_children),
             f"{s.longest_context:.0f}/{context or '?'}",
         )
     if num_failed := sum(row.summary.num_failed for row in rows):
@@ -289,11 +297,24 @@ def scores(rows: Sequence[Row]) -> Table:
 
 
 def columns(rows: Mapping[str, Mapping[str, str]]) -> Table:
-    """Named rows of the same columns."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("", no_wrap=True)
-    for name in next(iter(rows.values()), {}):
-        table.add_column(name, justify="right", no_wrap=True)
+    """Named rows of the same columns, whose names stand one word to a line."""
+    names = next(iter(rows.values()), {})
+    table = _table(("",), [name.replace(" ", "\n") for name in names])
     for name, row in rows.items():
         table.add_row(name, *row.values())
     return table
+
+
+def _table(texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    """Columns by their heads. Where a line is too short for all, texts fold and numbers do not."""
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
+    for head in texts:
+        table.add_column(head, overflow="fold", min_width=8)
+    for head in numbers:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+def _mean(value: float) -> str:
+    """With as many decimals as can matter."""
+    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"

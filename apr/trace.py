@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from apr.errors import DataError
 from apr.files import new_file
 from apr.types import FinishReason, Grade, Ids
+
+T = TypeVar("T")
 
 VERSION = 1
 
@@ -188,13 +190,13 @@ class Trace:
         try:
             grade = Grade(**record["grade"]) if record["grade"] else None
             return Trace(
-                problem=record["problem"],
-                method=record["method"],
+                problem=_of(dict, record["problem"]),
+                method=_of(str, record["method"]),
                 threads=_tree(record["threads"]),
-                answer=record["answer"],
+                answer=record["answer"] and _of(str, record["answer"]),
                 grade=grade,
-                error=record["error"],
-                meta=record["meta"],
+                error=record["error"] and _of(str, record["error"]),
+                meta=_of(dict, record["meta"]),
             )
         except (KeyError, TypeError, ValueError) as e:
             raise DataError(f"not a trace: {type(e).__name__} {e}") from e
@@ -252,7 +254,7 @@ def read_traces(path: Path) -> Iterator[Trace]:
         for number, line in enumerate(f, 1):
             try:
                 yield Trace.from_json(json.loads(line))
-            except ValueError as e:  # Not UTF-8, not JSON, or no trace.
+            except (ValueError, RecursionError) as e:  # Not UTF-8, not JSON, or no trace.
                 raise DataError(f"{path}, line {number}: {e}") from e
 
 
@@ -281,11 +283,21 @@ def _tree(records: list[dict[str, Any]]) -> tuple[Thread, ...]:
     return threads
 
 
+def _of(kind: type[T], value: Any) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _ids(values: list[Any]) -> Ids:
+    return tuple(_of(int, value) for value in values)
+
+
 def _thread(r: dict[str, Any]) -> Thread:
     calls = tuple(
         Call(
-            prompt_ids=tuple(c["prompt_ids"]),
-            ids=tuple(c["ids"]),
+            prompt_ids=_ids(c["prompt_ids"]),
+            ids=_ids(c["ids"]),
             logprobs=tuple(c["logprobs"]),
             finish_reason=FinishReason(c["finish_reason"]) if c["finish_reason"] else None,
             start=c["start"],
@@ -297,11 +309,11 @@ def _thread(r: dict[str, Any]) -> Thread:
     return Thread(
         index=r["index"],
         parent=r["parent"],
-        message=r["message"],
+        message=_of(str, r["message"]),
         calls=calls,
         spawns=tuple(tuple(g) for g in r["spawns"]),
         end=End(r["end"]),
-        join=r["join"],
+        join=_of(str, r["join"]),
         success=r["success"],
         notes=tuple(r["notes"]),
     )

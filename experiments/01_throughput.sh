@@ -6,13 +6,16 @@ mkdir -p "$out" "$WORK/throughput"
 bench() {
   local name=$1
   shift
-  [ -s "$WORK/throughput/$name.json" ] ||
-    within "$PYTHON" -m benchmarks.sft "$@" "${TINY_BENCH[@]}" --steps "$STEPS" \
-      --demonstrations "$DEMONSTRATIONS" | tee /dev/stderr | tail -1 >"$WORK/throughput/$name.json"
-  cp "$WORK/throughput/$name.json" "$out"
+  local file=$WORK/throughput/$name.json
+  if [ ! -s "$file" ]; then
+    within "$PYTHON" -m benchmarks.sft "$@" "${TINY_BENCH[@]}" --steps "$TIMED" \
+      --demonstrations "$DEMONSTRATIONS" | tee /dev/stderr | tail -1 >"$file.tmp"
+    mv "$file.tmp" "$file"
+  fi
+  cp "$file" "$out"
 }
-STEPS=30 DEMONSTRATIONS=2000
-[ "${REHEARSE:-0}" = 0 ] || { STEPS=2 DEMONSTRATIONS=10; }
+TIMED=30 DEMONSTRATIONS=2000
+[ "${REHEARSE:-0}" = 0 ] || { TIMED=2 DEMONSTRATIONS=10; }
 bench attention recipes/four.toml --attention varlen flex padded
 bench eager recipes/four.toml --eager
 bench wide recipes/four.toml --set network.hidden_size=768 --set network.intermediate_size=1920 \

@@ -4,8 +4,8 @@ source "$(dirname "$0")/common.sh"
 # The grid names its checkpoints from here; where they lie elsewhere, a copy of it does.
 mkdir -p "$WORK" "$OUT/grid"
 sed "s|\"results/|\"$IN/|" recipes/grid-four.toml >"$WORK/grid-four.toml"
-within "$PYTHON" -m apr eval "$WORK/grid-four.toml" --out "$WORK/grid" --json "${TINY_GRID[@]}" \
-  >"$WORK/grid.json"
+within "$PYTHON" -m apr eval "$WORK/grid-four.toml" --out "$WORK/grid" --json \
+  --set "count=$COUNT" >"$WORK/grid.json"
 cp "$WORK/grid.json" "$WORK/grid-four.toml" "$OUT/grid"
 # All but the traces, which are large: enough to draw the report again.
 find "$WORK/grid" \( -name "*.json" -o -name "*.parquet" \) -printf "%P\n" |

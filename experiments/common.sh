@@ -4,13 +4,17 @@
 #   IN        where runs find the checkpoints of those before them              (OUT)
 #   WORK      data, states and traces; keep it to go on from there              (runs/queue)
 #   MINUTES   a run stops after so many, with code 75; the same command goes on (9)
+#   STEPS     of supervised training, in place of the recipe's
+#   COUNT     problems of an evaluation                                         (1000)
+#   ENGINE    what decodes: 512 threads at a time, with keys and values of a million tokens
 #   PYTHON    interpreter with the dependencies                                 (python)
 #   REHEARSE  1: the same commands at sizes that take seconds on a CPU          (0)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUT=${OUT:-results} WORK=${WORK:-runs/queue} MINUTES=${MINUTES:-9} PYTHON=${PYTHON:-python}
 IN=${IN:-$OUT}
-COUNT=1000 TINY_SFT=() TINY_RL=() TINY_GRID=() TINY_BENCH=()
+ENGINE=${ENGINE:-embedded://?max_batch=512&max_batch_tokens=8192&kv_gib=16}
+COUNT=${COUNT:-1000} TINY_SFT=() TINY_RL=() TINY_BENCH=()
 if [ "${REHEARSE:-0}" = 1 ]; then
   COUNT=2
   network=()
@@ -20,7 +24,6 @@ if [ "${REHEARSE:-0}" = 1 ]; then
   TINY_SFT=("${TINY_BENCH[@]}" --set count=20 --set held_out=10 --set sft.steps=2
     --set sft.eval_batches=1)
   TINY_RL=(--set grpo.steps=1 --set grpo.prompts=1 --set grpo.group=2 --set validation=1)
-  TINY_GRID=(--set count=2)
 fi
 
 apr() { "$PYTHON" -m apr "$@"; }
@@ -63,7 +66,8 @@ trained() {
 sft() {
   local name=$1 data=$2 recipe=$3
   shift 3
-  trained "$name" sft "$recipe" --data "$WORK/data/$data" "$@" "${TINY_SFT[@]}"
+  trained "$name" sft "$recipe" --data "$WORK/data/$data" \
+    ${STEPS:+--set "sft.steps=$STEPS"} "$@" "${TINY_SFT[@]}"
 }
 
 # grpo NAME FROM [--set KEY=VALUE]...
@@ -79,8 +83,8 @@ evaluate() {
   local name=$1 what=$2 file=$WORK/$1/eval-$2.json
   shift 2
   if [ ! -s "$file" ]; then
-    within "$PYTHON" -m apr eval "$OUT/$name/checkpoint" --count "$COUNT" --concurrency 512 --json \
-      --force --out "$WORK/$name/eval-$what.jsonl" "$@" >"$file.tmp"
+    within "$PYTHON" -m apr eval "$OUT/$name/checkpoint" --count "$COUNT" --concurrency 512 \
+      --engine "$ENGINE" --json --force --out "$WORK/$name/eval-$what.jsonl" "$@" >"$file.tmp"
     mv "$file.tmp" "$file"
   fi
   cp "$file" "$OUT/$name"

@@ -8,6 +8,7 @@ import pytest
 
 import apr
 from apr import Problem
+from apr.api import Inference
 from apr.countdown.problem import Split
 from apr.eval.metrics import summarize
 
@@ -21,11 +22,19 @@ def test_demo_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "least"), [("demo", 10, 6), ("nested", 10, 3), ("five", 4, 2)]
+    ("name", "method", "count", "least"),
+    [
+        ("demo", "apr", 10, 6),
+        ("nested", "apr", 10, 3),
+        ("five", "apr", 4, 2),
+        ("mini-threads", "apr", 20, 15),
+        ("mini-serial", "serial", 20, 7),
+    ],
 )
-def test_unseen_problems_are_solved(name: str, count: int, least: int) -> None:
+def test_unseen_problems_are_solved(name: str, method: str, count: int, least: int) -> None:
     model = apr.load(apr.DEMO.parent / name)
-    summary = summarize(apr.evaluate(model, apr.pose(model.recipe, Split.TEST, count)))
+    posed = apr.pose(model.recipe, Split.TEST, count)
+    summary = summarize(apr.evaluate(model, posed, Inference(method=method)))
     assert summary.num_failed == 0
     assert summary.num_correct >= least, "far below what docs/results.md reports"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -14,14 +15,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import apr
 from apr import cli
-from apr.errors import EngineError
+from apr.errors import ContextError, EngineError
 from apr.testing import Reply, ScriptedEngine
-from apr.trace import read_traces, write_traces
+from apr.trace import End, Thread, Trace, read_traces, write_traces
 from apr.types import Grade
 from tests.conftest import Ran, Run
 
@@ -48,6 +50,7 @@ num_key_value_heads = 2
 head_dim = 16
 """
 SOLVE = ("solve", "3", "5", "8", "--target", "29")
+LONG = 300 * "x"
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +153,52 @@ def test_an_exported_checkpoint_is_smaller_and_solves(here: Path, run: Run) -> N
     assert weights[1].stat().st_size < 0.6 * weights[0].stat().st_size
     assert run(*SOLVE, "--model", "small").code == 0
     assert_bad_input(run("export", "nowhere", "new"), "no checkpoint at nowhere")
+
+
+def test_export_replaces_a_checkpoint_and_nothing_else(here: Path, run: Run) -> None:
+    Path("precious").mkdir()
+    Path("precious/diary.txt").write_text("dear diary")
+    Path("file").write_text("mine")
+    for there in ("precious", "file", "."):
+        assert_bad_input(run("export", "runs/tiny/checkpoint", there), "name another")
+    assert Path("precious/diary.txt").read_text() == "dear diary"
+    assert Path("file").read_text() == "mine"
+    Path("empty").mkdir()
+    for _ in range(2):
+        assert run("export", "runs/tiny/checkpoint", "empty").code == 0
+
+
+def test_eval_refuses_what_it_cannot_write_before_it_samples(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reply(prompt: str) -> str:
+        raise AssertionError("sampled in vain")
+
+    scripted(monkeypatch, reply)
+    Path("file").write_text("mine")
+    assert_bad_input(run("eval", "--count", 2, "--out", "file/t.jsonl"), "cannot write")
+    assert_bad_input(run(*SOLVE, "--trace", "runs"), "cannot write runs (a folder is there)")
+    assert not Path("new").exists()
+
+
+def test_what_had_ended_is_kept_when_the_rest_is_cut_off(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def reply(prompt: str) -> str:
+        nonlocal asked
+        asked += 1
+        if asked > 3:
+            raise ContextError("the server refuses it")
+        return "<join></join>"
+
+    scripted(monkeypatch, reply)
+    ran = run("eval", "--count", 6, "--concurrency", 1, "--out", "t.jsonl")
+    assert ran.code == 2
+    assert "3 traces that had ended are in t.ended.jsonl" in ran.err
+    assert len(list(read_traces(Path("t.ended.jsonl")))) == 3
+    assert not Path("t.jsonl").exists()
 
 
 def test_sft_says_what_it_made(here: Path, run: Run) -> None:
@@ -334,6 +383,18 @@ def test_trace_draws_the_one_asked_for_or_all(here: Path, run: Run) -> None:
     assert_bad_input(run("trace", "t.jsonl", "--index", 3), "no trace 3")
 
 
+def test_trace_makes_a_page_and_a_drawing(here: Path, run: Run) -> None:
+    assert run(*SOLVE, "--trace", "t.jsonl").code == 0
+    assert run("trace", "t.jsonl", "--out", "drawn/t.html").out.startswith("drawn/t.html: ")
+    page = Path("drawn/t.html").read_text()
+    assert "29 : 8 5 3" in page
+    assert run("trace", "t.jsonl", "--out", "t.svg").code == 0
+    assert Path("t.svg").read_text().startswith("<svg")
+    assert_bad_input(run("trace", "t.jsonl", "--out", "t.png"), ".svg")
+    assert_bad_input(run("trace", "t.jsonl", "--all", "--out", "t.html"), "--all")
+    assert not Path("t.png").exists()
+
+
 def test_trace_shows_no_text_without_the_tokenizer(here: Path, run: Run) -> None:
     assert run(*SOLVE, "--trace", "t.jsonl").code == 0
     whole = run("trace", "t.jsonl").out
@@ -364,7 +425,7 @@ def test_explain_wants_the_model_that_wrote(here: Path, run: Run) -> None:
     assert_bad_input(run("explain", "empty.jsonl"), "empty.jsonl holds no trace")
     assert run("eval", "--count", 2, "--out", "t.jsonl").code == 0
     shutil.move("runs/tiny/checkpoint", "elsewhere")
-    assert_bad_input(run("explain", "t.jsonl"), "runs/tiny/checkpoint")
+    assert_bad_input(run("explain", "t.jsonl"), "no checkpoint at runs/tiny/checkpoint")
     assert run("explain", "t.jsonl", "--model", "elsewhere").code == 0
     spoil_tokenizer(here / "elsewhere")
     assert_bad_input(run("explain", "t.jsonl", "--model", "elsewhere"), "name their own model")
@@ -403,6 +464,47 @@ def test_grade_answers_line_by_line(tmp_path: Path, run: Run) -> None:
     verdicts = list(map(json.loads, ran.out.splitlines()))
     assert [v["correct"] for v in verdicts] == [True, True, False, False]
     assert all(set(v) == {"correct", "reason"} for v in verdicts)
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize("verb", ["grade", "table"])
+def test_what_prints_to_a_full_disk(tmp_path: Path, verb: str) -> None:
+    line = '{"numbers": [3, 5], "target": 8, "answer": "3+5"}\n'
+    (tmp_path / "grade").write_text(9 * line)
+    write_traces(tmp_path / "table", [Trace({}, "apr", (root(),))])
+    with FULL.open("w") as full:
+        done = program(verb, tmp_path / verb, stdout=full)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: cannot write standard output (No space left on device): "
+        "make room there or send it elsewhere\n"
+    )
+
+
+def test_what_goes_to_a_terminal_of_few_characters(tmp_path: Path) -> None:
+    write_traces(tmp_path / "t", [Trace({}, "apr", (root(),))])
+    done = program("trace", tmp_path / "t", stdout=subprocess.PIPE, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("? ")
+
+
+def root() -> Thread:
+    return Thread(0, None, "", (), (), End.MALFORMED, "")
+
+
+def program(*args: object, stdout: Any, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Type ``apr ...`` to a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "apr", *map(str, args)],
+        env={**os.environ, "PYTHONPATH": str(Path(apr.__file__).parents[1]), **variables},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
 
 
 def test_grade_reads_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,6 +550,9 @@ def test_grade_names_the_line_that_is_no_answer(tmp_path: Path, run: Run, line: 
         ((*SOLVE, "--context", "4"), ["no room in a context of 4"]),
         ((*SOLVE, "--context", "0"), ["context is 0"]),
         ((*SOLVE, "--depth", "-1"), ["depth is -1"]),
+        ((*SOLVE, "--seconds", "nan"), ["seconds is nan"]),
+        ((*SOLVE, "--max-children", "0"), ["--max-children", "equal to 1"]),
+        ((*SOLVE, "--tokens", "0"), ["--tokens", "equal to 1"]),
         ((*SOLVE, "--method", "magic"), ["'method'", "'apr', 'serial'", "'magic'"]),
         ((*SOLVE, "--top-p", "2"), ["top_p"]),
         ((*SOLVE, "--children", "3"), ["not trained to heed a number of children"]),
@@ -463,6 +568,8 @@ def test_grade_names_the_line_that_is_no_answer(tmp_path: Path, run: Run, line: 
         (("eval", "--count", "0"), ["--count"]),
         (("trace", "nothing.jsonl"), ["no trace file at nothing.jsonl"]),
         (("trace", "recipes/tiny.toml"), ["tiny.toml, line 1"]),
+        (("trace", "empty.jsonl"), ["empty.jsonl holds no trace"]),
+        (("trace", "--all", "empty.jsonl"), ["empty.jsonl holds no trace"]),
         (("table", "nothing.jsonl"), ["no trace file at nothing.jsonl"]),
         (("table", os.devnull), [os.devnull]),
         (("grade", "nothing.jsonl"), ["cannot read answers from nothing.jsonl"]),
@@ -471,21 +578,77 @@ def test_grade_names_the_line_that_is_no_answer(tmp_path: Path, run: Run, line: 
         (("data", "tiny", "--set", "count=0", "--out", "new"), ["count is 0"]),
         (("data", "tiny", "--set", "count=3"), ["other settings"]),
         (("sft", "tiny", "--set", "sft.stepz=3"), ["unknown key 'sft.stepz'", "'steps'"]),
+        (("sft", "tiny", "--set", "sft.steps=0"), ["steps is 0"]),
+        (("sft", "tiny", "--set", "sft.accumulate=0"), ["accumulate is 0"]),
+        (("sft", "tiny", "--set", "sft.optim.lr=-1.0"), ["lr is -1.0"]),
+        (("sft", "tiny", "--set", "sft.optim.betas=[2.0, 0.9]"), ["betas are (2.0, 0.9)"]),
+        (("sft", "tiny", "--set", "network.num_key_value_heads=3"), ["num_key_value_heads is 3"]),
+        (("sft", "tiny", "--set", "seed=-1"), ["seed is -1"]),
+        ((*SOLVE, "--temperature", "nan"), ["temperature"]),
+        ((*SOLVE, "--engine", "embedded://?kv_gib=inf"), ["kv_gib"]),
         (("sft", "tiny", "--set", "sft.steps=3"), ["another recipe", "--out"]),
+        ((*SOLVE, "--trace", "."), ["cannot write .", "no name"]),
+        (("eval", "--count", "1", "--out", ".", "--force"), [". is a folder", "--out"]),
+        (("sft", LONG), [LONG, "File name too long"]),
+        (("table", LONG), [LONG, "File name too long"]),
+        (("eval", LONG), [LONG, "File name too long"]),
+        (("eval", "--out", LONG), [LONG, "File name too long"]),
+        (("report", LONG), [LONG, "File name too long"]),
+        ((*SOLVE, "--model", LONG), [LONG, "File name too long"]),
+        ((*SOLVE, "--trace", LONG), [LONG, "File name too long"]),
         (("slove",), ["slove", "apr --help"]),
         (("--magic",), ["--magic", "apr --help"]),
     ],
-    ids=lambda x: " ".join(x) if isinstance(x, tuple) else None,
+    ids=lambda x: " ".join(x).replace(LONG, "LONG") if isinstance(x, tuple) else None,
 )
 def test_bad_input_gets_one_sentence(
     here: Path, run: Run, args: tuple[str, ...], parts: list[str]
 ) -> None:
+    Path("empty.jsonl").touch()
     before = files(here)
     ran = run(*args)
     if args[0] == "sft" and "--out" in parts:
         ran = ran._replace(out="")  # The data, which is fine, was reported first.
     assert_bad_input(ran, *parts)
     assert files(here) <= before | {"new/train/plan.json"}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("sft", "locked/x.toml"),
+        ("table", "locked/x.jsonl"),
+        (*SOLVE, "--model", "locked/m"),
+        ("eval", "--out", "locked/x.jsonl"),
+        ("report", "locked/x"),
+    ],
+    ids=lambda args: args[0],
+)
+def test_a_locked_folder(here: Path, run: Run, args: tuple[str, ...]) -> None:
+    Path("locked").mkdir(mode=0)
+    if os.access("locked", os.R_OK):
+        pytest.skip("nothing is locked to root")
+    assert_bad_input(run(*args), "cannot use locked/", "Permission denied")
+
+
+def test_a_locked_file(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(path: Path, **_: object) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_text", locked)
+    assert_bad_input(run("sft", "tiny"), "cannot use recipes/tiny.toml", "Permission denied")
+
+
+def test_what_the_system_refuses_of_no_file(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> Iterator[None]:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(cli, "read_traces", refuse)
+    ran = run("table", "t.jsonl")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("error: the system refuses (Cannot allocate memory): ")
 
 
 def spoil_tokenizer(checkpoint: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,8 @@ def test_a_cell_is_of_every_file_of_weights(here: Path, monkeypatch: pytest.Monk
         {"limits": {"total_tokens": 500, "seconds": 2.5}},
         {"method": "best_of_n", "samples": 8, "chooser": "oracle", "temperature": 1.0},
         {"method": "self_consistency", "within": "apr", "samples": 3, "temperature": 1.0},
+        {"method": "multi_agent", "within": "apr", "samples": 2, "temperature": 1.0},
+        {"method": "hogwild", "samples": 4, "taken": "vote", "temperature": 1.0, "seed": 0},
         {
             "method": "tree_of_thoughts",
             "temperature": 1.0,
@@ -238,6 +241,53 @@ def test_bad_input_is_one_sentence(
     assert set(here.rglob("*")) == before
 
 
+TWO_MODELS = """count = 6
+[[models]]
+name = "tiny"
+checkpoint = "runs/tiny/checkpoint"
+[[models]]
+name = "other"
+checkpoint = "runs/other"
+[[entries]]
+models = ["tiny", "other"]
+[[entries]]
+models = ["tiny"]
+count = 2
+"""
+
+
+@pytest.fixture
+def two(here: Path) -> Path:
+    """A grid of the tiny model and of one that is as if trained on problems of one target."""
+    shutil.copytree(here / "runs/tiny/checkpoint", here / "runs/other")
+    manifest = json.loads((here / "runs/other/apr.json").read_text())
+    manifest["recipe"]["demonstrations"]["problems"]["target_high"] = 10
+    (here / "runs/other/apr.json").write_text(json.dumps(manifest))
+    (here / "two.toml").write_text(TWO_MODELS)
+    (here / "task.toml").write_text(RECIPE)
+    return here
+
+
+def test_rows_of_different_problems_have_a_note(two: Path, run: Run) -> None:
+    note = "not all were posed the same problems, so these do not compare: tiny | other. "
+    ran = run("eval", "two.toml", "--out", "all")
+    assert ran.err.startswith(f"note: {note}")
+    assert 'task = "recipes/' in ran.err
+    assert run("eval", "two.toml", "--out", "all", "--json").err == ran.err
+    assert run("report", "all").code == 0
+    assert f"<p>Note: {note}" in (two / "all" / "report" / "index.html").read_text()
+    table = run("table", *sorted(two.glob(f"all/*/{TRACES}"), reverse=True))
+    assert table.err == ran.err
+
+
+def test_rows_of_the_same_problems_have_none(two: Path, run: Run) -> None:
+    ran = run("eval", "two.toml", "--out", "all", "--set", "task=task.toml")
+    assert (ran.code, ran.err) == (0, "")
+    assert run("report", "all").code == 0
+    assert "Note: not all" not in (two / "all" / "report" / "index.html").read_text()
+    assert run("table", *two.glob(f"all/*/{TRACES}")).err == ""
+
+
 def test_what_a_model_was_not_trained_on_is_refused_before_anything_runs(here: Path) -> None:
     (first, *others) = grid().entries
     planned = api.plan_grid(grid(entries=(*others, replace(first, children=(3,)))))
@@ -252,7 +302,10 @@ def test_models_and_entries_have_to_agree(here: Path) -> None:
     with pytest.raises(ConfigError, match="two models of the grid have one name"):
         grid(models=grid().models * 2)
     gone = grid(models=(replace(grid().models[0], checkpoint="gone"),))
-    with pytest.raises(CheckpointError, match="gone"):
+    with pytest.raises(CheckpointError, match=r"^no checkpoint at gone, where no folder is: "):
+        api.plan_grid(gone)
+    (here / "gone").mkdir()
+    with pytest.raises(CheckpointError, match=r"^gone has no apr\.json with "):
         api.plan_grid(gone)
 
 

@@ -81,7 +81,12 @@ class Queue(NamedTuple):
 
 
 def _run(
-    script: Sequence[str], home: Path, python: str, minutes: int = 9, rehearse: bool = False
+    script: Sequence[str],
+    home: Path,
+    python: str,
+    minutes: int = 9,
+    rehearse: bool = False,
+    **more: str,
 ) -> subprocess.CompletedProcess[str]:
     settings = {
         "OUT": str(home / "out"),
@@ -91,6 +96,7 @@ def _run(
         "MINUTES": str(minutes),
         "REHEARSE": str(int(rehearse)),
         "OMP_NUM_THREADS": "1",
+        **more,
     }
     command = [str(FOLDER / script[0]), *script[1:]]
     return subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
@@ -98,12 +104,15 @@ def _run(
 
 @pytest.fixture(scope="module")
 def queue(tmp_path_factory: pytest.TempPathFactory) -> Queue:
-    home = tmp_path_factory.mktemp("queue")
+    return _noted(tmp_path_factory.mktemp("queue"), RUNS)
+
+
+def _noted(home: Path, runs: Sequence[Sequence[str]], **more: str) -> Queue:
     python = home / "python"
     python.write_text(NOTE.format(python=sys.executable))
     python.chmod(0o755)
-    for run in RUNS:
-        done = _run(run, home, str(python))
+    for run in runs:
+        done = _run(run, home, str(python), **more)
         assert done.returncode == 0, (run, done.stderr)
     lines = map(json.loads, (home / "notes.jsonl").read_text().splitlines())
     return Queue(home, [words[2:] for words in lines if words[:2] == ["-m", "apr"]])
@@ -118,6 +127,19 @@ def test_every_flag_is_one_of_its_verb(queue: Queue) -> None:
     assert {words[0] for words in queue.asked} == {"sft", "grpo", "export", "eval", "report"}
     for verb, *words in queue.asked:
         verbs.commands[verb].make_context(verb, list(words))  # type: ignore[attr-defined]
+
+
+def test_steps_and_problems_are_set_from_outside(tmp_path: Path) -> None:
+    runs = [("01_throughput.sh",), ("02_threads.sh",), ("06_grid.sh",)]
+    queue = _noted(tmp_path, runs, STEPS="7", COUNT="5")
+    recipes = [
+        config.load(ROOT / words[0], api.Recipe, _values(words, "--set"))
+        for words in queue.of("sft")
+    ]
+    assert [recipe.sft.steps for recipe in recipes] == [20, 7], "a run that says its own keeps it"
+    *evaluations, grid = queue.of("eval")
+    assert {count for words in evaluations for count in _values(words, "--count")} == {"5"}
+    assert _values(grid, "--set") == ["count=5"]
 
 
 def test_every_recipe_can_be_read_and_is_small_enough(queue: Queue) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,3 +103,12 @@ def test_a_kill_between_the_two_moves_is_made_good(tmp_path: Path) -> None:
     old.mkdir()
     finish_replacement(directory)  # Both are there: the new one is whole, and stays.
     assert names(tmp_path) == ["folder", "folder.old"]
+
+
+@pytest.mark.parametrize("write", [new_file, new_directory])
+def test_a_path_without_a_name_is_one_sentence(write: Callable[..., Any]) -> None:
+    with (
+        pytest.raises(StorageError, match=r"^cannot write \. \(it ends in no name\): "),
+        write(Path()),
+    ):
+        pass

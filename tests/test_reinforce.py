@@ -178,6 +178,7 @@ def test_serial_search_is_trained_by_the_same_means(start: Path, tmp_path: Path)
         ({"sampling": {"temperature": 1.0, "seed": 3}}, "set seed, not sampling.seed"),
         ({"sampling": {"temperature": 1.0, "children": 3}}, "not trained to heed a number"),
         ({"sampling": {"temperature": 1.0, "method": "hogwild"}}, "is nothing to train on"),
+        ({"sampling": {"temperature": 1.0, "method": "best_of_n"}}, "answers from several samples"),
         ({"validation": 0}, "validation is 0: give 1 or more"),
         ({"grpo": {"group": 1}}, "group is 1: give 2 or more"),
     ],

@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
+from math import nan
 from typing import Any, TypeVar
 
 import pytest
@@ -110,6 +112,18 @@ def test_threads_nest_and_every_parent_goes_on_from_what_its_children_joined_wit
     assert second.prompt_ids == first.prompt_ids + first.ids + ids(joined("a", "b"))
     assert trace.threads[1].calls[0].prompt_ids == ids(child("1"), first=True)
     assert second.logprobs == tuple(map(ScriptedEngine.logprob, second.ids))
+
+
+def test_threads_nest_hundreds_of_levels_deep() -> None:
+    def reply(prompt: str) -> str:
+        if "<joined>" in prompt or child("300") in prompt:
+            return "<join>done</join>"
+        above = re.search(r"<thread>(\d+)", prompt)
+        return spawn(str(1 + int(above[1]) if above else 1))
+
+    trace = run(reply, limits=Limits(depth=400))
+    assert trace.depth == 300
+    assert set(ends(trace)) == {End.JOINED}
 
 
 def test_a_forked_child_sees_all_that_its_parent_saw_and_wrote() -> None:
@@ -322,7 +336,7 @@ def test_a_problem_that_leaves_no_room_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     "bad", [{"depth": -1}, {"children": 0}, {"threads": 0}, {"calls": 0}, {"total_tokens": 0},
-            {"seconds": -1.0}, {"context": 0}],
+            {"seconds": -1.0}, {"seconds": nan}, {"context": 0}],
 )  # fmt: skip
 def test_a_limit_that_allows_nothing_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"limit {next(iter(bad))} is"):

@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from apr import terminal
+from apr.countdown.diagnose import Diagnosis, Tally
 from apr.dialects.tags import Tags
 from apr.errors import EngineError
 from apr.eval.metrics import summarize
@@ -65,15 +66,23 @@ def test_a_tree_has_a_line_for_each_thread() -> None:
 def test_a_story_tells_what_was_written_where() -> None:
     assert draw(terminal.story(run(), CODEC), width=80) == [
         "✓ root   26  done",
-        "├── a<spawn><thread>one</thread><thread>two</thread></spawn>",
+        "├── a <spawn> 2",
         "├── ✓ one   22  done",
-        "│   ├── b<spawn><thread>deep</thread></spawn>",
+        "│   ├── b <spawn> 1",
         "│   ├── ✓ deep    7  found",
         "│   │   └── <join>found</join>",
         "│   └── went on<join>done</join>",
         "├── · two   11  nothing",
         "│   └── searching<join></join>",
         "└── went on<join>done</join>",
+    ]
+
+
+def test_a_folded_tree_counts_what_found_nothing() -> None:
+    assert draw(terminal.tree(run(), fold=True)) == [
+        "✓ root   26  done",
+        "├── ✓ one   22  done",
+        "└── 1 more ended",
     ]
 
 
@@ -227,7 +236,47 @@ def test_scores_fit_a_terminal() -> None:
     lines = draw(terminal.scores(rows), width=80)
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
-    assert "a-model- serial 500 50.0% 45.6-54.4 66.0 55.0 3.0 42/128" in text
+    assert re.search(r"a-model-of\S* serial 500 50.0% 45.6-54.4 66.0 55.0 3.0 42/128", text)
     assert "b apr 1 100.0% 20.7-100.0 66.0 55.0 3.0 42/?" in text
     assert "1 runs that the engine failed are left out" in text
     assert rows[0].to_json()["accuracy"] == 0.5
+
+
+def folded(lines: list[str], start: int, end: int) -> str:
+    """What stands in one column of a table, its folds undone."""
+    return "".join(line[start:end].strip() for line in lines)
+
+
+def test_no_column_is_cut_in_a_narrow_terminal() -> None:
+    right = replace(run(), grade=Grade(True, "correct"))
+    name = "threads-by-number-after-reinforcement-learning"
+    method = "best of 8 apr, logprob, children 6, T 1, seed 0, alone"
+    summary = summarize([right] * 1000)._replace(
+        total_tokens=12_345.6, sequential_tokens=2_345.6, num_children=312.4, longest_context=21_034
+    )
+    lines = draw(terminal.scores([terminal.Row(name, method, 32_768, summary)]), width=80)
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    row = next(i for i, line in enumerate(lines) if "─" in line) + 1
+    assert lines[row].endswith("1000 100.0% 99.6-100.0 12,346    2,346      312 21034/32768")
+    heads = " ".join(" ".join(lines[: row - 1]).split())
+    assert heads == "in model method n accuracy, 95 % tokens sequence children context"
+    start = lines[row - 2].index("method")
+    assert folded(lines[row:], 0, start) == name
+    end = lines[row].index("1000")
+    assert folded(lines[row:], start, end).replace(" ", "") == method.replace(" ", "")
+
+
+def test_wrong_steps_fit_a_narrow_terminal() -> None:
+    found = Diagnosis(problems=Tally(12_345, 0))
+    for tally in (*found.steps.values(), found.verdicts, found.asked):
+        tally.num, tally.num_wrong = 12_345, 12_345
+    rows = {kind: found.shares() for kind in ("all", "4 numbers, largest 76 to 100")}
+    lines = draw(terminal.columns(rows), width=80)
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    heads = " ".join(" ".join(lines[:2]).split())
+    assert heads == "wrong wrong wrong wrong wrong wrongly n solved + - * / verdicts asked"
+    shares = "12345 100.0% 100.00% 100.00% 100.00% 100.00%  100.00% 100.00%"
+    assert [line.endswith(shares) for line in lines[3:]] == [True, True, False]
+    assert folded(lines[4:], 0, lines[3].index("12345")) == "4 numbers, largest76 to 100"

@@ -4,6 +4,7 @@ import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -201,6 +202,35 @@ def test_a_child_that_is_its_own_parent_is_refused() -> None:
     record["threads"][2]["spawns"] = [[2]]
     with pytest.raises(DataError, match="not a tree"):
         Trace.from_json(record)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("meta",), None),
+        (("problem",), [1]),
+        (("answer",), 5),
+        (("threads", 0, "join"), None),
+        (("threads", 0, "message"), 3),
+        (("threads", 0, "calls", 0, "ids"), ["a"]),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(where: tuple[Any, ...], value: Any) -> None:
+    record = json.loads(json.dumps(TREE.to_json()))
+    *path, last = where
+    place = record
+    for key in path:
+        place = place[key]
+    place[last] = value
+    with pytest.raises(DataError, match="not a trace: TypeError"):
+        Trace.from_json(record)
+
+
+def test_a_line_without_end_of_nesting_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.jsonl"
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="line 1"):
+        next(read_traces(path))
 
 
 def test_a_missing_trace_file_is_named(tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ class GridEntry:
 
 @dataclass(frozen=True, slots=True)
 class GridRecipe:
-    """A grid: model x method x budget x temperature x seed, all on the same problems."""
+    """A grid: model x method x budget x temperature x seed. All cells of a model are on the same
+    problems; with a ``task``, those of all models."""
 
     models: tuple[GridModel, ...]
     entries: tuple[GridEntry, ...]
@@ -76,7 +77,8 @@ class GridRecipe:
     """Problems of the test split."""
     problem_seed: int = 0
     task: str | None = None
-    """Recipe whose problems are posed; by default those each model was trained on."""
+    """TOML file of a training recipe, whose problems are posed to all models; by default each
+    model is posed those of its own recipe."""
     seeds: tuple[int, ...] = (0,)
     """Of sampling; a greedy cell has none and is run once."""
     concurrency: int = 64
@@ -241,7 +243,7 @@ def flags_of(how: Inference) -> list[str]:
         (how.limits, usual.limits, _LIMITS),
     ]
     words = ["--method", how.method.value]
-    if how.method in (MethodName.BEST_OF_N, MethodName.SELF_CONSISTENCY, MethodName.MULTI_AGENT):
+    if how.method in _OF_SEVERAL:
         words += ["--samples", str(how.samples)]
     for given, default, names in groups:
         for name, flag in names.items():
@@ -251,7 +253,23 @@ def flags_of(how: Inference) -> list[str]:
     return words + (["--fork"] if how.child_context is ChildContext.FORK else [])
 
 
-_FLAGS = ("within", "chooser", "temperature", "top_p", "top_k", "seed", "children", "window")
+_OF_SEVERAL = (
+    MethodName.BEST_OF_N,
+    MethodName.SELF_CONSISTENCY,
+    MethodName.MULTI_AGENT,
+    MethodName.HOGWILD,
+)
+_FLAGS = (
+    "within",
+    "chooser",
+    "taken",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "children",
+    "window",
+)
 _TREE = ("beam", "proposals", "value", "rollouts")
 _LIMITS = {
     "context": "context",

@@ -222,8 +222,8 @@ def explain(traces: Sequence[Trace], checkpoint: Path) -> dict[str, Diagnosis]:
         DataError: a trace is not of a Countdown problem.
     """
     kinds = by_kind(traces)
-    codec = HFCodec.load(checkpoint)
     told = read_model_manifest(checkpoint).recipe.demonstrations
+    codec = HFCodec.load(checkpoint)
     if any(t.meta.get("tokenizer") not in (None, codec.fingerprint) for t in traces):
         raise CheckpointError(
             f"the traces were not written with the tokenizer in {checkpoint}: name their own model"
@@ -276,6 +276,10 @@ class Manifest(NamedTuple):
 def read_model_manifest(checkpoint: Path) -> Manifest:
     """Raises CheckpointError where there is none, or none that this version reads."""
     path = checkpoint / MANIFEST
+    if not checkpoint.is_dir():
+        raise CheckpointError(
+            f"no checkpoint at {checkpoint}, where no folder is: train it first, or name another"
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if "recipe" in manifest:

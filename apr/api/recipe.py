@@ -7,8 +7,9 @@ dialect, problems and context.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from math import inf
 
 from apr.config import check_least
 from apr.countdown.demonstrate import Demonstrate
@@ -18,6 +19,7 @@ from apr.errors import ConfigError
 from apr.methods.best_of_n import Chooser
 from apr.methods.hogwild import Taken
 from apr.methods.tree_of_thoughts import TreeConfig
+from apr.models.llama import LlamaConfig
 from apr.runtime import ChildContext, Limits
 from apr.train.grpo import GRPOConfig
 from apr.train.numbers import width
@@ -36,6 +38,24 @@ class Network:
     head_dim: int = 32
     rope_theta: float = 10_000.0
     tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        self.llama()
+
+    def llama(
+        self, vocab_size: int = 1, context: int = 1, eos_id: int | None = None
+    ) -> LlamaConfig:
+        """The same with what a recipe adds.
+
+        Raises:
+            ConfigError: there is no such network.
+        """
+        return LlamaConfig(
+            **asdict(self),
+            vocab_size=vocab_size,
+            max_position_embeddings=context,
+            eos_token_id=eos_id,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +94,15 @@ class Recipe:
     """Of the weights and of the order of batches; the demonstrations have their own."""
 
     def __post_init__(self) -> None:
+        check_least(
+            1,
+            count=self.count,
+            held_out=self.held_out,
+            per_shard=self.per_shard,
+            context=self.context,
+            largest_number=self.largest_number,
+        )
+        check_least(0, verdict_weight=self.verdict_weight, seed=self.seed)
         if self.waves and self.network.hidden_size < (taken := width(self.largest_number)):
             raise ConfigError(
                 f"waves take {taken} numbers of each embedding and network.hidden_size is "
@@ -141,7 +170,7 @@ class Inference:
     """Context window in tokens to condition on, for models trained so."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ConfigError("temperature and top_k are 0 or more, and top_p above 0 and up to 1")
         check_least(0, children=self.children or 0, window=self.window or 0)
         check_least(1, samples=self.samples)
@@ -195,6 +224,11 @@ class RLRecipe:
             raise ConfigError(
                 "workers of hogwild see more than their own text, which is nothing to train on: "
                 "take another sampling.method"
+            )
+        if how.method not in _ONE_RUN:
+            raise ConfigError(
+                f"sampling.method is {how.method}, which answers from several samples: train on "
+                "one run, such as apr or serial"
             )
         if how.seed is not None:
             raise ConfigError("rollouts are seeded by the recipe: set seed, not sampling.seed")

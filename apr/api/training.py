@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -18,10 +19,10 @@ from apr.countdown.task import decisive_words, number_words, special_words, voca
 from apr.data.packing import PackedBatches
 from apr.data.shards import ShardConfig, read_manifest, read_shards, write_shards
 from apr.data.tokenizer import HFCodec, build_tokenizer
-from apr.errors import CheckpointError, ConfigError, DataError
+from apr.errors import CheckpointError, ConfigError, DataError, StorageError
 from apr.files import new_file
-from apr.models.checkpoint import default_device, load_checkpoint, save_checkpoint
-from apr.models.llama import Llama, LlamaConfig
+from apr.models.checkpoint import MANIFEST, default_device, load_checkpoint, save_checkpoint
+from apr.models.llama import Llama
 from apr.train.numbers import start_as_waves
 from apr.train.sft import Losses, train_sft
 
@@ -40,13 +41,7 @@ def network_of(recipe: Recipe) -> Llama:
         CheckpointError: it names a checkpoint that is damaged, or of another shape or tokenizer.
     """
     codec = codec_of(recipe)
-    shape = LlamaConfig(
-        vocab_size=codec.size,
-        max_position_embeddings=recipe.context,
-        eos_token_id=codec.eos_id,
-        **config.to_json(recipe.network),
-    )
-    network = Llama(shape)
+    network = Llama(recipe.network.llama(codec.size, recipe.context, codec.eos_id))
     network.init_weights(recipe.seed)
     if recipe.waves:
         words = number_words(recipe.demonstrations.text, recipe.largest_number, recipe.pairs)
@@ -116,9 +111,12 @@ def train(
 
     Raises:
         CheckpointError: the recipe names a checkpoint that cannot be gone on from.
+        ConfigError: several processes were started.
         DataError: ``data`` is missing, damaged, or made for another tokenizer.
         OutOfTime: the deadline came before the end. The same call goes on from there.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("supervised training takes one device: start it without torchrun")
     codec = codec_of(recipe)
     batches, held_out = (batches_of(recipe, data / split) for split in (Split.TRAIN, Split.VALID))
     network = network_of(recipe).to(default_device())
@@ -151,11 +149,19 @@ def export(checkpoint: Path, directory: Path) -> None:
 
     Raises:
         CheckpointError: missing, damaged, or not made by a recipe.
-        StorageError: the disk is full, or the folder may not be written.
+        StorageError: the disk is full, the folder may not be written, or something else is there.
     """
+    if directory.exists() and not _replaceable(directory):
+        raise StorageError(
+            f"{directory} is there and is no checkpoint of apr: it is not replaced; name another"
+        )
     model = load_checkpoint(checkpoint, dtype=torch.bfloat16)
     manifest = read_model_manifest(checkpoint).whole
     save_checkpoint(model, directory, HFCodec.load(checkpoint).to_json(), manifest)
+
+
+def _replaceable(directory: Path) -> bool:
+    return directory.is_dir() and ((directory / MANIFEST).is_file() or not any(directory.iterdir()))
 
 
 def _make_split(

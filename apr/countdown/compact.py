@@ -80,8 +80,8 @@ class CompactNumbered(Compact):
         operation = super().read(prompt, sampled)
         if not isinstance(operation, Join) or not operation.message.startswith(ENTER):
             return operation
-        _, _, heard = prompt.rpartition("<joined>")
-        for message in messages(heard):
+        _, joined_, heard = prompt.rpartition("<joined>")
+        for message in messages(heard) if joined_ else ():
             path, _, number = message.rpartition(ENTER)
             if ENTER + number == operation.message:
                 return Join(path, operation.success)

@@ -266,7 +266,7 @@ def read_problems(path: str | FilePath) -> list[Problem]:
         items = _load(text, f"{path}")
         return [_problem_of(item, f"{path}, item {n}") for n, item in enumerate(items, 1)]
     found: list[Problem] = []
-    for n, line in enumerate(text.splitlines(), 1):
+    for n, line in enumerate(text.split("\n"), 1):
         if line.strip():
             place = f"{path}, line {n}"
             found.append(_problem_of(_load(line, place), place))

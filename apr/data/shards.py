@@ -154,6 +154,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["version"]
+        if not all(isinstance(name, str) for name in manifest["shards"]):
+            raise TypeError("shards are names of files")
     except (ValueError, KeyError, TypeError) as e:
         raise DataError(f"{path} is damaged: delete it and run apr data again") from e
     if version != VERSION:

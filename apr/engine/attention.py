@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from enum import StrEnum
 from itertools import groupby
 
@@ -19,9 +20,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apr.engine.scheduler import Chunk
 from apr.models.llama import LlamaConfig
+
+# cuDNN plans for each new shape, some tenths of a second long, and nearly every step has a new one.
+_ON_CUDA = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Precision(StrEnum):
@@ -191,13 +196,14 @@ class _Group:
         q = self._pad(q[self.start : self.end]).view(self.num_sequences, -1, num_heads, d)
         k = self._gather(k_pages, d)
         v = self._gather(v_pages, d)
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k,
-            v,
-            attn_mask=self.mask_BQK[:, None],
-            enable_gqa=k.shape[1] != num_heads,
-        )
+        with sdpa_kernel(_ON_CUDA) if q.is_cuda else nullcontext():
+            out = F.scaled_dot_product_attention(
+                q.transpose(1, 2),
+                k,
+                v,
+                attn_mask=self.mask_BQK[:, None],
+                enable_gqa=k.shape[1] != num_heads,
+            )
         out = out.transpose(1, 2).reshape(-1, num_heads, d)
         return out if self.places is None else out[self.places]
 

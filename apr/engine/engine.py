@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
+from math import inf
 
 from apr.engine.attention import PagedKV, Precision, page_bytes
 from apr.engine.graphs import DecodeGraphs
@@ -56,7 +57,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if (
             min(self.max_batch, self.max_batch_tokens, self.page_size, self.burst) < 1
-            or self.kv_gib <= 0
+            or not 0 < self.kv_gib < inf
         ):
             raise ConfigError(
                 "max_batch, max_batch_tokens, page_size, burst and kv_gib of the engine must be "
@@ -150,6 +151,8 @@ class EmbeddedEngine:
                 f"the prompt has ids outside of the model's vocabulary of {vocabulary}: "
                 "use the tokenizer the model was trained with"
             )
+        if not 0 <= sampling.temperature < inf or sampling.top_k < 0 or not 0 < sampling.top_p <= 1:
+            raise ConfigError("temperature and top_k are 0 or more, and top_p above 0 and up to 1")
         if sampling.max_tokens < 1 or len(prompt_ids) + sampling.max_tokens > self.context:
             raise ContextError(
                 f"{len(prompt_ids)} tokens of prompt and {sampling.max_tokens} to sample do not "

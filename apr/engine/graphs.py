@@ -1,8 +1,8 @@
 """Decoding as CUDA graphs: one launch for a step, in place of some hundred.
 
-A step in which every sequence has one token to compute is padded to a power of two of rows and of
-pages, and for each such shape the network is captured once and replayed ever after. Rows that pad
-write to a page that nobody reads. Away from CUDA the same function runs uncaptured: for tests.
+The sequences of a step that go on by one token are padded to a power of two of rows and of pages,
+and for each such shape the network is captured once and replayed ever after. Rows that pad write to
+a page that nobody reads. Away from CUDA the same function runs uncaptured: for tests.
 
 Axis suffixes: ``_B`` row, ``_P`` page of a row, ``_V`` vocabulary.
 """

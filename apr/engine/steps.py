@@ -124,15 +124,24 @@ class StepsInTorch:
     def __init__(self, model: Llama, kv: PagedKV, graphs: DecodeGraphs | None) -> None:
         """
         Args:
-            graphs: compute the steps of one token for each sequence.
+            graphs: compute those chunks that are the next token of a sequence.
         """
         self.model, self.kv, self.graphs = model, kv, graphs
         self.device = model.embed_tokens.weight.device
 
     @torch.inference_mode()
     def __call__(self, chunks: list[Chunk]) -> list[Sampled]:
-        if self.graphs is not None and all(c.end - c.start == 1 for c in chunks):
-            return _draw([c.sequence for c in chunks], self.graphs.logits(chunks))
+        if self.graphs is None:
+            return self._compute(chunks)
+        # Prompts come in at any time: those that go on by a token do not wait for their shapes.
+        going_on = [c for c in chunks if c.samples and c.end - c.start == 1]
+        others = [c for c in chunks if not (c.samples and c.end - c.start == 1)]
+        sampled = self._compute(others) if others else []
+        if going_on:
+            sampled += _draw([c.sequence for c in going_on], self.graphs.logits(going_on))
+        return sampled
+
+    def _compute(self, chunks: list[Chunk]) -> list[Sampled]:
         chunks = self.kv.order(chunks)
         ids_N, positions_N, last = _flat(chunks)
         attend = self.kv.attend(chunks)

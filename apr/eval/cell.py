@@ -26,6 +26,7 @@ from apr import config
 from apr.errors import ConfigError, DataError
 from apr.eval.bootstrap import Floats
 from apr.eval.metrics import parallelism
+from apr.eval.posed import Problems
 from apr.eval.samples import Sample
 from apr.files import new_file
 from apr.trace import Trace, num_sampled
@@ -144,6 +145,8 @@ class Results:
     samples: list[Sample]
     """In the order of problems and samples; empty for methods that draw none."""
     num_failed: int
+    posed: Problems
+    """What the problems were, in no order."""
 
     @property
     def seconds(self) -> float:
@@ -180,13 +183,15 @@ def read_results(folder: Path, cell: Cell) -> Results | None:
             for name, kind in _COLUMNS.items()
             if not pa.types.is_string(kind)
         }
+        problems = table.drop_columns(list(_COLUMNS)).to_pylist()
         rows = pq.read_table(drawn).to_pylist() if drawn.is_file() else []
         samples = [Sample(**row) for row in rows]
     except (pa.ArrowException, KeyError, TypeError, ValueError) as e:
         raise DataError(f"{path.parent} is damaged ({e}): delete it and run the grid again") from e
     for name in columns.keys() - {"index", "ended"}:
         columns[name][failed] = np.nan
-    return Results(cell, columns, samples, int(failed.sum()))
+    posed = frozenset(map(json.dumps, problems))
+    return Results(cell, columns, samples, int(failed.sum()), posed)
 
 
 class Grid(NamedTuple):

@@ -65,13 +65,18 @@ def parallelism(trace: Trace) -> float:
 
 
 def wilson(successes: int, trials: int, z: float = Z_95) -> Interval:
-    """Wilson's score interval for a proportion (Wilson, 1927); all of [0, 1] without trials."""
+    """Wilson's score interval for a proportion (Wilson, 1927); all of [0, 1] without trials.
+
+    It holds the proportion: of none it begins at 0.0 exactly, of all it ends at 1.0.
+    """
     if not trials:
         return Interval(0.0, 1.0)
     p, zz = successes / trials, z * z / trials
     centre = (p + zz / 2) / (1 + zz)
     half = z / (1 + zz) * math.sqrt(p * (1 - p) / trials + zz / (4 * trials))
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+    # Rounding may miss the two ends that are exact.
+    low = centre - half if successes else 0.0
+    return Interval(low, centre + half if successes < trials else 1.0)
 
 
 def pass_at_n(num_samples: int, num_correct: int, n: int) -> float:

@@ -65,6 +65,8 @@ class Point:
     """Share of seeds or choices for which a problem was solved; nan where the world failed all."""
     columns: dict[str, Floats]
     """Means over seeds of each problem's figures, where the method was run itself."""
+    seeds: tuple[dict[str, Floats], ...] = field(default=(), repr=False)
+    """The figures of each seed by itself, where the method was run itself."""
     num_seeds: int = 1
     num_failed: int = 0
     goodput: float | None = None
@@ -84,10 +86,15 @@ class Point:
             return self.cell.model
         if self.family is Family.TREE:
             return f"{self.cell.model}, {self.method}"
-        how = self.cell.inference
-        by = f" ({how['chooser']})" if self.family is Family.BEST else ""
-        is_plain = how["within"] == "apr" or self.cell.stands_for.startswith("SoS")
-        return f"{self.cell.model}, {self.family}{by}{'' if is_plain else ', not spawning'}"
+        by = f" ({self.cell.inference['chooser']})" if self.family is Family.BEST else ""
+        return ", ".join(filter(None, [self.cell.model, f"{self.family}{by}", self.otherwise]))
+
+    @property
+    def otherwise(self) -> str:
+        """Whether its samples spawn, where that is not what its model does by itself."""
+        within = str(self.cell.inference["within"])
+        usual = "serial" if self.cell.stands_for.startswith("SoS") else "apr"
+        return "" if within == usual else {"apr": "spawning", "serial": "not spawning"}[within]
 
     @property
     def size_set(self) -> tuple[int | None, int | None, int | None]:
@@ -98,6 +105,11 @@ class Point:
     def needs_verifier(self) -> bool:
         """Whether it takes the grader to know which sample to take: an upper bound."""
         return self.family is Family.PASS or self.method.endswith("oracle")
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the world let it solve or miss any problem."""
+        return not np.isnan(self.scores_P).all()
 
     @cached_property
     def accuracy(self) -> Estimate:
@@ -128,14 +140,16 @@ class Point:
 
 
 def points_of(results: Iterable[Results]) -> list[Point]:
-    """All points that can be read off ``results``; cells measured alone are clocks of others."""
+    """All points that can be read off ``results``; cells measured alone are clocks of others, and
+    points where there is no other."""
     groups = _by_setting(list(results))
     alone = {_alone_key(g[0].cell): g for g in groups if g[0].cell.concurrency == 1}
+    loaded = {_alone_key(g[0].cell) for g in groups if g[0].cell.concurrency > 1}
     points: list[Point] = []
     drawn_from: set[str] = set()
     for group in groups:
         cell = group[0].cell
-        if cell.concurrency == 1:
+        if cell.concurrency == 1 and _alone_key(cell) in loaded:
             continue
         drawn = _point(group, alone.get(_alone_key(cell)))
         points.append(drawn)
@@ -202,9 +216,10 @@ def _point(group: list[Results], alone: list[Results] | None) -> Point:
         command=cell.command,
         scores_P=columns["correct"],
         columns=columns,
+        seeds=tuple(r.columns for r in group),
         num_seeds=len(group),
         num_failed=sum(r.num_failed for r in group),
-        goodput=num_correct / seconds if seconds else None,
+        goodput=num_correct / seconds if seconds and cell.concurrency > 1 else None,
         alone_P=None if clocks is None else _mean_over_seeds(clocks),
     )
 
@@ -231,7 +246,9 @@ def _budget(cell: Cell) -> str:
 
 def _size(cell: Cell, total_tokens_P: Floats) -> float:
     given = cell.children or cell.window or cell.context
-    return float(given) if given is not None else float(np.nan_to_num(np.nanmean(total_tokens_P)))
+    if given is not None or np.isnan(total_tokens_P).all():
+        return float(given or 0)
+    return float(np.nanmean(total_tokens_P))
 
 
 def _mean_over_seeds(columns: list[Floats]) -> Floats:
@@ -251,10 +268,11 @@ def _curve(
     points = [_estimated(group, family, spend, n) for n in range(1, most + 1)]
     # To draw all samples and choose otherwise among them takes as long.
     seconds = sum(r.seconds for r in group)
+    num_correct = len(group) * float(np.nansum(points[-1].scores_P))
     points[-1] = replace(
         points[-1],
         columns=drawn.columns | points[-1].columns,
-        goodput=len(group) * float(np.nansum(points[-1].scores_P)) / seconds if seconds else None,
+        goodput=None if drawn.goodput is None else num_correct / seconds,
         alone_P=drawn.alone_P,
     )
     return points

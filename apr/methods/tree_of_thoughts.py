@@ -22,6 +22,7 @@ from statistics import fmean
 from typing import Generic
 
 from apr.config import check_least
+from apr.errors import ConfigError
 from apr.interfaces import Append, Dialect, Join, Malformed, Operation, Rewrite, Task
 from apr.methods import P, claim
 from apr.methods.coordinate import Coordinator, coordinate
@@ -129,6 +130,10 @@ class _Search:
     async def weigh(self, states: Sequence[_State]) -> list[_State]:
         """The same states with their values."""
         if self.tree.value is Value.LOGPROB:
+            if not all(s.logprobs for s in states):
+                raise ConfigError(
+                    "the engine gives no logprobs to value thoughts by: take rollouts (tree.value)"
+                )
             return [replace(s, value=fmean(s.logprobs)) for s in states]
         rollouts = self.tree.rollouts
         sources = [s for s in states if not s.is_ended for _ in range(rollouts)]

@@ -116,7 +116,7 @@ def read_config(directory: Path) -> LlamaConfig:
         unsupported = _unsupported(raw)
         if unsupported is None:
             return _parse_config(raw)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as e:
         raise CheckpointError(f"{path} is not a Llama config: {type(e).__name__} {e}") from e
     raise CheckpointError(f"{directory} has {unsupported} can be loaded")
 
@@ -142,7 +142,7 @@ def _parse_config(raw: dict[str, Any]) -> LlamaConfig:
         values["head_dim"] = raw["hidden_size"] // raw["num_attention_heads"]
     values["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
     if isinstance(values.get("eos_token_id"), list):
-        values["eos_token_id"] = values["eos_token_id"][0]
+        values["eos_token_id"] = next(iter(values["eos_token_id"]), None)
     return build(LlamaConfig, values)
 
 

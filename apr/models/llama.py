@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apr.config import check_least
+from apr.errors import ConfigError
 from apr.models import native
 
 
@@ -38,6 +40,28 @@ class LlamaConfig:
     tie_word_embeddings: bool = False
     bos_token_id: int | None = None
     eos_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        check_least(
+            1,
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            max_position_embeddings=self.max_position_embeddings,
+        )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim is {self.head_dim}: rotary positions take an even one")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_key_value_heads is {self.num_key_value_heads}: give a divisor of "
+                f"num_attention_heads, which is {self.num_attention_heads}"
+            )
+        if not (self.rope_theta > 0 and self.rms_norm_eps > 0):
+            raise ConfigError("rope_theta and rms_norm_eps are to be above 0")
 
 
 class Attend(Protocol):

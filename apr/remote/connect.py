@@ -62,9 +62,9 @@ def read_address(text: str) -> Address:
     Raises:
         ConfigError: it is none.
     """
-    parts = urlsplit(text)
-    kind, _, transport = parts.scheme.partition("+")
     try:
+        parts = urlsplit(text)
+        kind, _, transport = parts.scheme.partition("+")
         server, port, told = Server(kind), parts.port, dict(parse_qsl(parts.query))
         context = int(told.pop("context")) if "context" in told else None
     except ValueError as e:

@@ -37,7 +37,8 @@ class Exchange(Protocol):
         """What a piece of the answer adds to the pieces before.
 
         Raises:
-            LookupError, TypeError, ValueError: it is not what this kind of server answers.
+            LookupError, TypeError, ValueError, AttributeError: it is not what this kind of server
+                answers.
             EngineError: the server gave up.
         """
         ...
@@ -152,11 +153,22 @@ class RemoteEngine:
 
     def _read(self, exchange: Exchange, piece: Json) -> Piece:
         try:
-            return exchange.read(piece)
+            return _of_numbers(exchange.read(piece))
         except InputError:
             raise
-        except (LookupError, TypeError, ValueError) as e:
+        except (LookupError, TypeError, ValueError, AttributeError) as e:
             raise self.http.misread(f"{type(e).__name__}: {e}") from e
+
+
+def _of_numbers(piece: Piece) -> Piece:
+    """Raises TypeError where an id or a logprob is something else."""
+    for id in piece.ids:
+        if type(id) is not int or id < 0:
+            raise TypeError(f"{id!r} is no id of a token")
+    for logprob in piece.logprobs:
+        if type(logprob) not in (float, int):
+            raise TypeError(f"{logprob!r} is no logprob")
+    return piece
 
 
 def check_room(prompt_ids: Sequence[int], sampling: Sampling, context: int) -> None:

@@ -20,7 +20,7 @@ import anyio
 import httpx
 
 from apr.errors import ConfigError, EngineError, EngineTimeout, InputError
-from apr.remote.session import Sessions, tidily, trusted
+from apr.remote.session import Sessions, setting_up, tidily, trusted
 from apr.remote.wire import complaint, event_data
 
 Json = dict[str, Any]
@@ -102,22 +102,21 @@ class Http:
 
         Raises:
             EngineError: no answer, or none that can be understood.
-            InputError: the server refuses the question.
+            InputError: the server refuses the question, or the environment allows no connection.
         """
         timeout = httpx.Timeout(seconds, connect=self.config.connect_seconds)
+        with setting_up():
+            made = httpx.Client(headers=self.headers, timeout=timeout, verify=trusted())
         try:
-            response = httpx.request(
-                "GET" if body is None else "POST",
-                self.url + path,
-                json=body,
-                headers=self.headers,
-                timeout=timeout,
-                verify=trusted(),
-            )
+            with made as client:
+                method = "GET" if body is None else "POST"
+                response = client.request(method, self.url + path, json=body)
         except httpx.TimeoutException as e:
             raise EngineTimeout(f"{self.name} did not answer {path} in {seconds:g} s") from e
         except (httpx.TransportError, httpx.InvalidURL) as e:
             raise self.unreachable(str(e)) from e
+        except httpx.DecodingError as e:
+            raise self.misread(str(e)) from e
         if response.status_code == 404:
             raise self.misread(f"there is no {path}")
         if response.status_code != 200:
@@ -138,7 +137,7 @@ class Http:
         Raises:
             EngineError: no answer within the patience, a broken one, or an error in it.
             EngineTimeout: no whole answer within ``seconds``.
-            InputError: the server refuses the question.
+            InputError: the server refuses the question, or the environment allows no connection.
         """
         self.num_active += 1
         try:
@@ -204,6 +203,8 @@ class Http:
                         heard = True
                         if hear(piece):
                             return
+        except httpx.DecodingError as e:
+            raise self.misread(str(e)) from e
         except httpx.TransportError as e:
             reason = str(e) or type(e).__name__
             if heard:

@@ -6,6 +6,7 @@ imported. Everything that a server starts is in its process group, and ends with
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from typing import IO, NoReturn
 import httpx
 
 from apr.errors import CheckpointError, ConfigError, EngineError
+from apr.files import writing
 from apr.remote.connect import Server
 
 _MODULES = {
@@ -75,7 +77,12 @@ class Launch:
     @property
     def address(self) -> str:
         """What to ``connect`` to."""
-        return f"{self.server}://{self.host}:{self.port}"
+        return f"{self.server}://{self.place}"
+
+    @property
+    def place(self) -> str:
+        """Host and port as addresses have them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def command(self) -> list[str]:
@@ -123,35 +130,46 @@ class Launch:
 
 
 @contextmanager
-def launched(launch: Launch, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def launched(
+    launch: Launch, log: Path, on_start: Callable[[], None] = lambda: None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A server that is ready when the body begins, and gone, with all it started, at its end.
 
     Args:
         log: file that takes what the server prints.
+        on_start: called once it is started, long before it is ready.
 
     Raises:
-        ConfigError: the port is in use, or the server is not installed in that environment.
+        ConfigError: the port is in use, the host is none of this machine, or the server is not
+            installed in that environment.
         CheckpointError: the checkpoint cannot be read.
+        StorageError: the log cannot be written.
         EngineError: it ended, or was not ready in time; the message has its last lines.
     """
     command = launch.command
     _check_port(launch.host, launch.port)
     _check_installed(launch)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as out:
+    with _new_log(log) as out:
         process = _start(command, launch.variables, out)
         try:
+            on_start()
             _await_ready(launch, process, log)
             yield process
         finally:
             stop(process, launch.grace)
 
 
-def serve(launch: Launch, log: Path, on_ready: Callable[[str], None]) -> None:
+def serve(
+    launch: Launch,
+    log: Path,
+    on_ready: Callable[[str], None],
+    on_start: Callable[[], None] = lambda: None,
+) -> None:
     """Run a server until Ctrl-C, or until this process is asked to end.
 
     Args:
         on_ready: told its address once it answers.
+        on_start: called once it is started.
 
     Raises:
         EngineError: it ended by itself. Else as ``launched``.
@@ -162,7 +180,7 @@ def serve(launch: Launch, log: Path, on_ready: Callable[[str], None]) -> None:
 
     before = signal.signal(signal.SIGTERM, end)
     try:
-        with suppress(KeyboardInterrupt), launched(launch, log) as process:
+        with suppress(KeyboardInterrupt), launched(launch, log, on_start) as process:
             on_ready(launch.address)
             process.wait()
             raise _failed(launch, f"ended with status {process.returncode}", log)
@@ -182,6 +200,12 @@ def stop(process: subprocess.Popen[bytes], grace: float) -> None:
     process.wait()
 
 
+def _new_log(path: Path) -> IO[bytes]:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
+
+
 def _start(
     command: list[str], variables: dict[str, str], out: IO[bytes]
 ) -> subprocess.Popen[bytes]:
@@ -196,13 +220,21 @@ def _start(
 
 
 def _check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
+    try:
+        _bind(host, port)
+    except (OSError, UnicodeError) as e:  # a name that cannot be one is a UnicodeError
+        if isinstance(e, OSError) and e.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise ConfigError(f"port {port} of {host} is not free ({e}): use another --port") from e
+        raise ConfigError(f"cannot listen on {host!r} ({e}): use another --host") from e
+
+
+def _bind(host: str, port: int) -> None:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = found[0]
+    with socket.socket(family, kind, protocol) as probe:
         # As servers do: a port that was in use a moment ago is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as e:
-            raise ConfigError(f"port {port} of {host} is not free ({e}): use another --port") from e
+        probe.bind(address)
 
 
 def _check_installed(launch: Launch) -> None:
@@ -221,9 +253,10 @@ def _check_installed(launch: Launch) -> None:
 
 def _await_ready(launch: Launch, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + launch.patience
-    url = f"http://{launch.host}:{launch.port}/health"
-    # No certificates, since they take time to read and nobody asks for them here.
-    with httpx.Client(verify=False, timeout=5.0) as client:
+    url = f"http://{launch.place}/health"
+    # No certificates, since they take time to read and nobody asks for them here; and no proxy
+    # knows of a server on this machine.
+    with httpx.Client(verify=False, timeout=5.0, trust_env=False) as client:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise _failed(launch, f"ended with status {process.returncode}", log)

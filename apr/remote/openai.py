@@ -142,6 +142,7 @@ class _TextExchange:
         ids = self.codec.encode(text)
         sampled = list(zip(self.tokens, self.logprobs, strict=False))[: len(ids)]
         agree = [t for t, _ in sampled] == [self.codec.decode([i]) for i in ids] and not end
+        agree = agree and all(logprob is not None for _, logprob in sampled)
         logprobs = tuple(logprob for _, logprob in sampled) if agree else ()
         return Piece(ids + end, logprobs, reason, hang_up)
 

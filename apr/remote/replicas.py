@@ -1,6 +1,6 @@
 """Several servers of one model as one engine.
 
-All calls of a trace go to one server, so that siblings share its prefix cache and a parent finds
+All calls of a run go to one server, so that siblings share its prefix cache and a parent finds
 its own prefix there again. The ``Engine`` seam says nothing of traces, and need not: a thread's
 first call picks a server and notes it in a context variable, and asyncio hands the context of a
 task on to the tasks that it starts. So whatever a trace spawns after its first call inherits the

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from ssl import SSLContext
 from typing import Any
 
 import anyio
 import httpx
+
+from apr.errors import ConfigError
 
 _KEEP_ALIVE = 4.0
 """Seconds that an idle connection is kept: uvicorn, under vLLM and SGLang, hangs up after 5."""
@@ -20,6 +22,22 @@ _KEEP_ALIVE = 4.0
 def trusted() -> SSLContext:
     """Certificates to trust; reading them takes longer than most requests."""
     return httpx.create_ssl_context()
+
+
+@contextmanager
+def setting_up() -> Iterator[None]:
+    """Make a client in the body, which reads the environment.
+
+    Raises:
+        ConfigError: it names a proxy or certificates that cannot be used.
+    """
+    try:
+        yield
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as e:
+        raise ConfigError(
+            f"cannot make connections ({e}): mend the proxies and certificates in the environment, "
+            "such as ALL_PROXY and SSL_CERT_FILE"
+        ) from e
 
 
 async def tidily(request: Coroutine[Any, Any, None]) -> None:
@@ -82,15 +100,17 @@ class Sessions:
             await holder.aclose()
 
     async def _hold(self) -> AsyncGenerator[Session, None]:
-        async with httpx.AsyncClient(
-            base_url=self.url,
-            headers=self.headers,
-            timeout=httpx.Timeout(None, connect=self.connect_seconds),
-            limits=httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=self.places,
-                keepalive_expiry=_KEEP_ALIVE,
-            ),
-            verify=trusted(),
-        ) as client:
+        with setting_up():
+            made = httpx.AsyncClient(
+                base_url=self.url,
+                headers=self.headers,
+                timeout=httpx.Timeout(None, connect=self.connect_seconds),
+                limits=httpx.Limits(
+                    max_connections=None,
+                    max_keepalive_connections=self.places,
+                    keepalive_expiry=_KEEP_ALIVE,
+                ),
+                verify=trusted(),
+            )
+        async with made as client:
             yield Session(client, self.places)

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from apr.config import check_least
+from apr.errors import ConfigError
+
 
 class Kind(StrEnum):
     """Which update the weight matrices get; embeddings, head and norms always get AdamW."""
@@ -39,6 +42,20 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     """Largest norm of the gradient."""
+
+    def __post_init__(self) -> None:
+        check_least(
+            0,
+            lr=self.lr,
+            matrix_lr=self.matrix_lr,
+            final=self.final,
+            warmup=self.warmup,
+            decay=self.decay,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+        )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas are {self.betas}: give two numbers from 0 to below 1")
 
 
 class StackedMuon(torch.optim.Muon):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from apr.config import check_least
 from apr.data.packing import IGNORE, Batch, PackedBatches
 from apr.errors import OutOfTime
 from apr.models.llama import Attend, Llama
@@ -53,6 +54,19 @@ class SFTConfig:
     eval_batches: int = 8
     save_every: int = 500
     """Steps between states to resume from."""
+
+    def __post_init__(self) -> None:
+        check_least(
+            1,
+            steps=self.steps,
+            rows=self.rows,
+            row_length=self.row_length,
+            accumulate=self.accumulate,
+            eval_every=self.eval_every,
+            eval_batches=self.eval_batches,
+            save_every=self.save_every,
+        )
+        check_least(0, heard_weight=self.heard_weight)
 
 
 class Losses(NamedTuple):

@@ -126,6 +126,8 @@ def test_numbered_a_thread_returns_what_it_heard_by_its_number() -> None:
     for unheard in (" : 3", " : 0", " :", " : 1 1"):
         assert isinstance(NUMBERED.read(prompt, f"<join>{unheard}</join>"), Malformed)
     assert isinstance(NUMBERED.read(ROOT, "<join> : 1</join>"), Malformed)
+    posed = "<thread> 17 : 5 4 3</thread>"
+    assert isinstance(NUMBERED.read(posed, "<join> : 5 4 3</join>"), Malformed), "nothing was heard"
 
 
 @pytest.mark.parametrize("dialect", [COMPACT, PASTA, WEIGHED, NUMBERED])

@@ -170,6 +170,13 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, message:
         read_problems(path)
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    line = '{"numbers": [3], "target": 3, "note": "a\u2028b\x85c"}'
+    path.write_text(f"{line}\n{line}\n", encoding="utf-8", newline="\r\n")
+    assert read_problems(path) == 2 * [Problem((3,), 3)]
+
+
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     binary = tmp_path / "p.bin"
     binary.write_bytes(b"\xff\xfe\x00")

@@ -97,10 +97,12 @@ def test_greedy_ids_do_not_depend_on_company_memory_or_cache(network: Llama) -> 
     single = EmbeddedEngine(network, EngineConfig(prefix_cache=False))
     alone = [complete(single, [p], sampling)[0] for p in asked]
     starved, small_steps = tight(network), tight(network, max_batch_tokens=7)
+    # The last token of a prompt may be all that is left to a step, or that a step has room for.
+    tiny_steps = [tight(network, max_batch=4, max_batch_tokens=n) for n in (1, 4)]
     uncached = tight(network, prefix_cache=False)
     warm = EmbeddedEngine(network, EngineConfig(page_size=4))
     complete(warm, asked, sampling)
-    for engine in (EmbeddedEngine(network), starved, small_steps, uncached, warm):
+    for engine in (EmbeddedEngine(network), starved, small_steps, *tiny_steps, uncached, warm):
         got = complete(engine, asked, sampling)
         assert [c.ids for c in got] == [c.ids for c in alone]
     assert starved.scheduler.num_preempted > 0
@@ -166,6 +168,20 @@ def test_products_in_bfloat16_shift_logprobs_a_little(network: Llama, backend: s
         got = complete(engine, asked, Sampling(30))
         assert 1e-4 < mean_shift(network, asked, got) < 0.05
         engine.weights_changed()
+
+
+def test_a_network_of_bfloat16_is_near_its_exact_self(network: Llama, backend: str) -> None:
+    """What a GPU serves by default, with prompts that come in beside sequences that go on."""
+    if backend == "compiled":
+        pytest.skip("a network of bfloat16 runs in torch")
+    device = network.embed_tokens.weight.device
+    half = Llama(network.config).to(device, torch.bfloat16).eval()
+    half.load_state_dict(network.state_dict())
+    exact = in_float32(half).to(device)
+    engine = EmbeddedEngine(half, EngineConfig(page_size=4, max_batch=8, max_batch_tokens=16))
+    asked = prompts(24)
+    got = complete(engine, asked, Sampling(30, temperature=1.0, seed=3))
+    assert 0 < mean_shift(exact, asked, got) < 0.05
 
 
 def test_ten_thousand_requests_wait_their_turn(network: Llama) -> None:
@@ -426,6 +442,9 @@ def test_what_cannot_be_done_is_refused_before_it_starts(network: Llama) -> None
     for prompt, sampling, words in refused:
         with pytest.raises(ContextError, match=words):
             asyncio.run(engine.generate(prompt, sampling))
+    for sampling in (Sampling(4, float("nan")), Sampling(4, 1.0, top_p=0.0), Sampling(4, top_k=-5)):
+        with pytest.raises(ConfigError, match="temperature and top_k are 0 or more"):
+            asyncio.run(engine.generate([1], sampling))
     with pytest.raises(ConfigError, match="codec"):
         asyncio.run(engine.generate([1], Sampling(4, stop_strings=("x",))))
     with pytest.raises(ConfigError, match="does not hold one page"):

@@ -79,13 +79,17 @@ def test_wilson_as_published(successes: int, trials: int, low: float, high: floa
     assert interval == pytest.approx((low, high), abs=5e-5)
 
 
-def test_wilson_is_symmetric_and_inside_of_zero_to_one() -> None:
+def test_wilson_is_exact_where_none_or_all_succeed() -> None:
+    for trials in range(1, 1001):
+        assert wilson(0, trials).low == 0.0
+        assert wilson(trials, trials).high == 1.0
+
+
+def test_wilson_is_symmetric_and_holds_the_proportion() -> None:
     for trials in (1, 7, 500):
-        for successes in {0, 1, trials // 2, trials}:
+        for successes in {0, 1, trials // 2, trials - 1, trials}:
             low, high = wilson(successes, trials)
-            rounding = 1e-12
-            assert 0.0 <= low <= successes / trials + rounding
-            assert successes / trials - rounding <= high <= 1.0
+            assert 0.0 <= low <= successes / trials <= high <= 1.0
             mirrored = wilson(trials - successes, trials)
             assert (1 - high, 1 - low) == pytest.approx(mirrored)
 

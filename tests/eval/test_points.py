@@ -70,6 +70,8 @@ def test_a_cell_measured_alone_is_the_clock_of_its_setting(tmp_path: Path) -> No
     assert (point.mean("wall_clock"), point.alone) == (1.0, 0.25)
     (alone,) = alone_points(both)
     assert alone.mean("wall_clock") == 0.25
+    (only,) = points_of(both[1:])
+    assert (only.accuracy.value, only.alone, only.goodput) == (1.0, 0.25, None)
 
 
 def test_budgets_are_points_of_one_curve(tmp_path: Path) -> None:
@@ -113,11 +115,13 @@ def test_the_same_samples_are_told_of_once(tmp_path: Path) -> None:
     how: dict[str, Any] = {"method": "best_of_n", "temperature": 1.0, "seed": 0}
     made = [cell("serial", "SoS+", **how), cell("serial", "SoS+", chooser="logprob", **how)]
     made += [cell(within=within, **how) for within in ("apr", "serial")]
+    made.append(cell("serial", "SoS+", within="apr", **how))
     points = points_of([sampled(tmp_path, m, [[True, False]]) for m in made])
     assert [p.series for p in points if p.family is Family.CONS and p.size == 2] == [
         "serial, cons@n",
         "threads, cons@n",
         "threads, cons@n, not spawning",
+        "serial, cons@n, spawning",
     ]
 
 

@@ -74,16 +74,16 @@ def sampled(trace: Trace, index: int) -> str:
 
 def test_over_the_packaged_model(demo: tuple[Runtime, Countdown]) -> None:
     runtime, task = demo
-    problem, diary = Problem((4, 77, 30, 60), 75), Diary()
-    trace = asyncio.run(BestOfN(runtime, task, APR, 2, Chooser.ORACLE).solve(problem, diary))
+    problem, diary = Problem((36, 87, 62, 82), 21), Diary()
+    trace = asyncio.run(BestOfN(runtime, task, APR, 4, Chooser.ORACLE).solve(problem, diary))
     assert diary.agrees_with(trace)
     assert trace.error is None
     (samples,) = trace.root.spawns
-    assert len(samples) == 2
+    assert len(samples) == 4
     counted = tally(trace, task, problem)
     assert trace.grade is not None
     assert trace.grade.correct == (counted.num_correct > 0)
     assert trace.sequential_tokens < trace.total_tokens
     assert len({sampled(trace, i) for i in samples}) > 1, "samples at temperature 1 differ"
-    again = asyncio.run(BestOfN(runtime, task, APR, 2, Chooser.ORACLE).solve(problem))
+    again = asyncio.run(BestOfN(runtime, task, APR, 4, Chooser.ORACLE).solve(problem))
     assert [t.join for t in again.threads] == [t.join for t in trace.threads]

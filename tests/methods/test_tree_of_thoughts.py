@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from apr.methods.tree_of_thoughts import TreeConfig, TreeOfThoughts, Value
 from apr.runtime import Limits, Runtime
 from apr.testing import Reply
 from apr.trace import End, Trace
-from apr.types import Grade
+from apr.types import Completion, Grade
 from tests.methods.doubling import Doubling
 from tests.methods.scripted import CODEC, Diary, Replies, engine_of, runtime_of
 
@@ -56,6 +57,19 @@ def test_the_best_of_each_level_is_gone_on_from_and_the_best_of_all_is_finished(
     assert joins(trace, 0) == ["zz.", "aa."]
     assert joins(trace, 1) == ["aaaa.", "zzzz.", "zzz.", "zz."]
     assert diary.agrees_with(trace)
+
+
+def test_thoughts_are_not_valued_by_logprobs_that_nobody_gives() -> None:
+    runtime = runtime_of(LEVELS)
+    engine = engine_of(runtime)
+    generate = engine.generate
+
+    async def without(*args: Any) -> Completion:
+        return (await generate(*args))._replace(logprobs=())
+
+    engine.generate = without  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="take rollouts"):
+        asyncio.run(TreeOfThoughts(runtime, Doubling(), (".",), TreeConfig(2, 2, 2)).solve(4))
 
 
 def test_every_thought_is_paid_for_and_the_longest_of_each_level_is_waited_for() -> None:

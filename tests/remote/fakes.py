@@ -29,6 +29,8 @@ class Fault:
     """Tokens after which the connection is reset."""
     error: str | None = None
     """Told within the answer, after the first token."""
+    garbled: bool = False
+    """Its body is not of the encoding that its head says."""
 
 
 @dataclass
@@ -166,6 +168,8 @@ class Fake:
         fault = self.faults.popleft() if self.faults else Fault()
         if fault.status is not None:
             return _send(writer, fault.status, {"error": {"message": "as the test wants it"}})
+        if fault.garbled:
+            return _send(writer, 200, {}, "gzip")
         refusal = self.refusal(body)
         if refusal is not None:
             return _send(writer, 400, {"error": {"message": refusal}})
@@ -401,10 +405,14 @@ class FakeOpenAI(Fake):
         return f"{super().address}?context={self.context}"
 
 
-def _send(writer: asyncio.StreamWriter, status: int, answer: Any) -> None:
+def _send(
+    writer: asyncio.StreamWriter, status: int, answer: Any, encoding: str = "identity"
+) -> None:
     data = json.dumps(answer).encode()
-    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
-    writer.write(head.encode() + b"\r\n\r\n" + data)
+    head = (
+        f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Encoding: {encoding}\r\n"
+    )
+    writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
 
 
 def _send_head(writer: asyncio.StreamWriter) -> None:

@@ -43,6 +43,7 @@ def test_an_address_says_what_and_where(text: str, address: Address) -> None:
         "vllm",
         "vllm://",
         "vllm+ftp://host",
+        "vllm://[::1",
         "vllm://host:many",
         "vllm://host?context=long",
         "vllm://host?contxt=9",

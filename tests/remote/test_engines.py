@@ -232,3 +232,37 @@ def test_an_endpoint_that_tells_text_needs_a_codec_and_a_context(start: Start) -
     with pytest.raises(ConfigError, match="m, n and no 'o'"):
         connect(server.address + "&model=o", codec)
     assert connect(server.address + "&model=n", codec).about["model"] == "n"
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"token_ids": ["a"]},
+        {"token_ids": [-1]},
+        {"token_ids": [None]},
+        {"token_ids": 5},
+        {"token_ids": [5], "logprobs": {"token_logprobs": [None]}},
+        {"token_ids": [5], "logprobs": [-1.0]},
+        "text",
+    ],
+    ids=str,
+)
+def test_what_are_no_numbers_is_an_error_and_no_answer(
+    start: Start, monkeypatch: pytest.MonkeyPatch, choice: Any
+) -> None:
+    server = start(FakeVLLM, says("x"))
+    engine = connect(server.address, codec)
+    if isinstance(choice, dict):
+        choice = {"finish_reason": "stop", **choice}
+    monkeypatch.setattr(server, "whole", lambda *_: {"choices": [choice]})
+    with pytest.raises(EngineError, match="answers in a way that vllm does not"):
+        run(engine.generate(PROMPT, Sampling(4)))
+
+
+def test_an_endpoint_without_some_logprobs_gives_none(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(FakeOpenAI, lambda prompt: codec.encode("abcd"))
+    monkeypatch.setattr(ScriptedEngine, "logprob", lambda id: None)
+    got = run(connect(server.address, codec).generate(PROMPT, Sampling(4)))
+    assert (got.ids, got.logprobs) == (codec.encode("abcd"), ())

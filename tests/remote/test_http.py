@@ -9,12 +9,14 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from apr.errors import ConfigError, EngineError, EngineTimeout, InputError
 from apr.remote import RemoteConfig, RemoteEngine, Replicas, connect
+from apr.remote.session import trusted
 from apr.types import Completion, Sampling
 from tests.remote.conftest import Start, codec, says
 from tests.remote.fakes import Fake, FakeVLLM, Fault
@@ -276,3 +278,43 @@ def test_settings_without_sense_are_refused() -> None:
     for settings in ({"concurrency": 0}, {"seconds": 0}, {"connect_seconds": 0}, {"patience": -1}):
         with pytest.raises(ConfigError):
             RemoteConfig(**settings)
+
+
+def test_a_garbled_body_is_one_clear_error(start: Start) -> None:
+    server = start(FakeVLLM, says("12 + 3"))
+    engine = engine_of(server)
+    server.faults.append(Fault(garbled=True))
+    with pytest.raises(EngineError, match="answers in a way that vllm does not"):
+        asyncio.run(ask(engine))
+    server.faults.append(Fault(garbled=True))
+    with pytest.raises(EngineError, match="answers in a way that vllm does not"):
+        engine.http.ask(server.completion_path, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ALL_PROXY", "magic://127.0.0.1:9"), ("SSL_CERT_FILE", "/nope")],
+)
+def test_an_environment_that_allows_no_connection_is_one_clear_error(
+    start: Start, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    server = start(FakeVLLM, says("12 + 3"))
+    engine = engine_of(server)
+    trusted.cache_clear()
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(ConfigError, match=rf"cannot make connections .*{name}"):
+        connect(server.address, codec)
+    with pytest.raises(ConfigError, match=rf"cannot make connections .*{name}"):
+        asyncio.run(ask(engine))
+
+
+@pytest.mark.skipif(find_spec("socksio") is not None, reason="httpx can use such a proxy")
+def test_a_proxy_that_needs_a_package_is_one_clear_error(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(FakeVLLM, says("12 + 3"))
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="socksio"):
+        connect(server.address, codec)

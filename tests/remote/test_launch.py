@@ -14,12 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from apr.errors import CheckpointError, ConfigError, EngineError
+from apr.errors import CheckpointError, ConfigError, EngineError, StorageError
 from apr.remote import Launch, Server, launched, serve
 from apr.remote import launch as module
 
 PROGRAM = """
-import http.server, json, os, subprocess, sys, time
+import http.server, json, os, socket, subprocess, sys, time
 words = sys.argv[1:] + ["--"]
 flags = {a: b for a, b in zip(words, words[1:]) if a.startswith("--")}
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -38,7 +38,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-http.server.HTTPServer((flags["--host"], int(flags["--port"])), Handler).serve_forever()
+class Server(http.server.HTTPServer):
+    address_family = socket.AF_INET6 if ":" in flags["--host"] else socket.AF_INET
+
+Server((flags["--host"], int(flags["--port"])), Handler).serve_forever()
 """
 
 
@@ -149,7 +152,29 @@ def test_what_cannot_start_is_not_started(launch: Launch, tmp_path: Path) -> Non
     nobody = replace(launch, python=tmp_path / "python")
     with pytest.raises(ConfigError, match="cannot run"), launched(nobody, log):
         pass
+    nowhere = replace(launch, host="nonsense..host")
+    with pytest.raises(ConfigError, match=r"nonsense.*another --host"), launched(nowhere, log):
+        pass
+    foreign = replace(launch, host="192.0.2.1")  # for documentation: no machine has it
+    with pytest.raises(ConfigError, match=r"192.*another --host"), launched(foreign, log):
+        pass
     assert not log.exists()
+    for place in (tmp_path, Path("/proc/x/y")):
+        with pytest.raises(StorageError, match=f"^cannot write {place} "), launched(launch, place):
+            pass
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this Python has no IPv6")
+def test_a_server_may_listen_on_ipv6(launch: Launch, tmp_path: Path) -> None:
+    launch = replace(launch, host="::1")
+    assert launch.address == f"vllm://[::1]:{launch.port}"
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with launched(launch, tmp_path / "log"):
+        assert httpx.get(f"http://[::1]:{launch.port}/health").status_code == 200
 
 
 def test_a_server_must_be_installed_where_it_is_to_run(tmp_path: Path) -> None:

@@ -4,9 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from apr.eval.paper import Setting
 from apr.eval.points import Family, Point
+
+_METHODS = {
+    Family.SERIAL: "method serial",
+    Family.THREADS: "method apr",
+    Family.CONS: "method best_of_n, whose samples cons@n and pass@n are read off",
+}
+
+
+class Wanted(NamedTuple):
+    """What a figure is drawn of."""
+
+    settings: tuple[Setting, ...]  # for one of which a model stands
+    family: Family
+    temperature: float
+
+    def __str__(self) -> str:
+        *others, last = self.settings
+        names = f"{', '.join(others)} or {last}" if others else last
+        how = f"at temperature {self.temperature:g} with {_METHODS[self.family]}"
+        return f"a model that stands for {names}, {how}"
 
 
 @dataclass(frozen=True)
@@ -21,7 +42,7 @@ class Board:
         self, settings: Sequence[Setting], families: Sequence[Family], temperature: float
     ) -> list[Point]:
         """Points of models that stand for ``settings``, smallest budget first, none limited in
-        context."""
+        context and none that failed throughout."""
         return sorted(_matching(self.points, settings, families, temperature), key=_size)
 
     def pick_alone(
@@ -34,6 +55,14 @@ class Board:
         """The first such point with the largest budget."""
         found = self.pick([setting], [family], temperature)
         return found[-1] if found else None
+
+    def missing(self, wanted: Sequence[Wanted]) -> list[str]:
+        """Those of ``wanted`` that there are no points of, in words."""
+        return [
+            str(each)
+            for each in wanted
+            if not self.pick(each.settings, [each.family], each.temperature)
+        ]
 
     def baseline(self, temperature: float) -> Point | None:
         """One serial run of the supervised model: what others are compared with."""
@@ -53,6 +82,7 @@ def _matching(
         and p.family in families
         and p.cell.temperature == temperature
         and p.cell.context is None
+        and p.is_known
     ]
 
 

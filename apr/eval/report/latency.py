@@ -12,37 +12,37 @@ from apr.eval import paper
 from apr.eval.paper import Setting
 from apr.eval.points import Family, Point
 from apr.eval.report import style
-from apr.eval.report.board import Board
+from apr.eval.report.board import Board, Wanted
 from apr.eval.report.scaling import band, cumulative
-from apr.eval.report.style import PAPER, Drawn, Number
+from apr.eval.report.style import PAPER, Drawn, Number, not_drawn
 
 _SETTINGS = (Setting.SERIAL, Setting.SERIAL_RL, Setting.THREADS, Setting.THREADS_RL)
 _FAMILIES = (Family.SERIAL, Family.THREADS)
-_MISSING = (
-    "Needs, at temperature 0.0, models that stand for SoS+ and APR (methods serial and apr), and "
-    "for the clock of single problems the same with concurrency = 1."
-)
+_WANTED = [Wanted(_SETTINGS, family, 0.0) for family in _FAMILIES]
 _NAMES = {Setting.SERIAL: "SoS+", Setting.THREADS: "APR"}
 
 
 def figure_6(board: Board) -> Drawn:
     """Share of problems solved within so many sequential tokens, and within so many seconds."""
     name, title = "figure-6", "Figure 6: accuracy against latency, greedy"
-    loaded = board.pick(_SETTINGS, _FAMILIES, 0.0)
+    if missing := board.missing(_WANTED):
+        return not_drawn(name, title, missing)
+    points = board.pick(_SETTINGS, _FAMILIES, 0.0)
+    loaded = [p for p in points if p.cell.concurrency > 1]
     alone = board.pick_alone(_SETTINGS, _FAMILIES, 0.0)
-    if len({p.family for p in loaded}) < len(_FAMILIES):
-        return Drawn(name, title, _MISSING, None)
     figure = Figure((9.2, 6.8), layout="constrained")
     (tokens, clock), (load, theirs) = figure.subplots(2, 2)
-    _draw_within(tokens, loaded, "sequential_tokens", "in sequence", "sequential tokens")
+    _draw_within(tokens, points, "sequential_tokens", "in sequence", "sequential tokens")
     _draw_paper(theirs)
     if alone:
         _draw_within(clock, alone, "wall_clock", "one problem at a time", "seconds")
     else:
-        clock.set_axis_off()
-        clock.text(0, 0.5, "one problem at a time: not run yet\n(concurrency = 1)", color=PAPER)
-    concurrency = loaded[0].cell.concurrency
-    _draw_within(load, loaded, "wall_clock", f"{concurrency} problems at a time", "seconds")
+        style.say(clock, "one problem at a time: not run yet\n(concurrency = 1)")
+    if loaded:
+        together = f"{loaded[0].cell.concurrency} problems at a time"
+        _draw_within(load, loaded, "wall_clock", together, "seconds")
+    else:
+        style.say(load, "many problems at a time: not run yet")
     caption = (
         "Share of problems solved with at most so many tokens on the critical path, or so many "
         "seconds of wall clock from the first call to the last; bands are 95 % intervals. Hollow: "
@@ -64,17 +64,21 @@ def figure_6(board: Board) -> Drawn:
 
 
 def _draw_within(ax: Axes, points: Sequence[Point], column: str, title: str, unit: str) -> None:
-    most = max(float(np.nanquantile(p.columns[column], 0.99)) for p in points)
-    amounts = np.linspace(0, most, 240)
+    observed = np.concatenate([seed[column] for p in points for seed in p.seeds])
+    amounts = np.unique(np.append(observed[~np.isnan(observed)], 0.0))
+    most = float(amounts[-1])
     labels = []
     for p in points:
-        color = style.colour(p)
+        color, line = style.colour(p), "-" if style.is_rl(p) else "--"
         solved = cumulative(p, column, amounts)
         low, high = band(solved, p)
-        ax.fill_between(amounts, low, high, solved > 0, color=color, alpha=0.08, linewidth=0)
-        ax.plot(amounts, solved, "-" if style.is_rl(p) else "--", color=color)
-        ax.plot(amounts[-1:], solved[-1:], "o", color=color, markerfacecolor=style.face(p))
-        labels.append((most, float(solved[-1]), p.series, color))
+        ax.fill_between(
+            amounts, low, high, solved > 0, step="post", color=color, alpha=0.08, linewidth=0
+        )
+        ax.plot(amounts, solved, line, drawstyle="steps-post", color=color)
+        end, face = (most, float(solved[-1])), style.face(p)
+        ax.plot(*end, "o", color=color, markerfacecolor=face, clip_on=False, zorder=4)
+        labels.append((*end, p.series, color))
     ax.set_title(title)
     ax.set_xlim(0, most * 1.5)
     ax.set_ylim(0, 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from math import isnan
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,8 +14,8 @@ from apr.eval.bootstrap import Estimate, Floats, ratio
 from apr.eval.paper import Change, Setting
 from apr.eval.points import Family, Point
 from apr.eval.report import style
-from apr.eval.report.board import Board
-from apr.eval.report.style import PAPER, Drawn, Number
+from apr.eval.report.board import Board, Wanted
+from apr.eval.report.style import PAPER, Drawn, Number, not_drawn
 
 
 class _Pair(NamedTuple):
@@ -27,7 +28,7 @@ class _Pair(NamedTuple):
 
 
 class _Ratio(NamedTuple):
-    """A figure after, as a multiple of before."""
+    """A figure after, as a multiple of before; nan where there was nothing before."""
 
     name: str
     ours: Estimate
@@ -53,7 +54,7 @@ def figure_5(board: Board) -> Drawn:
     name, title = "figure-5", "Figure 5: reinforcement learning on threads, greedy"
     pair = _pair(board, Setting.THREADS)
     if pair is None:
-        return Drawn(name, title, _missing([Setting.THREADS]), None)
+        return not_drawn(name, title, _missing(board, Setting.THREADS))
     ratios = [
         _changed("total tokens", pair, "total_tokens", paper.TOTAL_TOKENS[Setting.THREADS]),
         _changed("tokens per thread", pair, None, paper.TOKENS_PER_THREAD),
@@ -75,8 +76,9 @@ def figure_7(board: Board) -> Drawn:
     """What changed with each model; with the number of children set, the tokens hardly can."""
     name, title = "figure-7", "Figure 7: where the gain comes from, greedy"
     pairs = [pair for setting in _AFTER if (pair := _pair(board, setting)) is not None]
+    absent = [_missing(board, s) for s in _AFTER if _pair(board, s) is None]
     if not pairs:
-        return Drawn(name, title, _missing(list(_AFTER)), None)
+        return not_drawn(name, title, min(absent, key=len))
     ratios = []
     for pair in pairs:
         theirs = paper.TOTAL_TOKENS.get(Setting(pair.before.cell.stands_for))
@@ -91,25 +93,36 @@ def figure_7(board: Board) -> Drawn:
         "of children is set (ours: the largest that was run; the paper: 10), the paper's gain is "
         "gone."
     )
-    absent = [s for s in _AFTER if s not in [p.before.cell.stands_for for p in pairs]]
     if absent:
-        caption += " " + _missing(absent).replace("Needs", "Not run yet:")
+        caption += f" Not run yet: {'; '.join(what for each in absent for what in each)}."
     return Drawn(name, title, caption, figure, _numbers(pairs, ratios))
 
 
-def _missing(settings: Sequence[Setting]) -> str:
-    wanted = [f"{s} and {_AFTER[s]}" for s in settings]
-    return f"Needs, at temperature 0.0, models that stand for {'; '.join(wanted)}."
+def _missing(board: Board, setting: Setting) -> list[str]:
+    """What there has to be for a pair, where there is none."""
+    after = _AFTER[setting]
+    wanted = [Wanted((each,), _family(setting), 0.0) for each in (setting, after)]
+    shared = f"a budget that both {setting} and {after} were run with, on the same problems"
+    return board.missing(wanted) or [shared]
+
+
+def _family(setting: Setting) -> Family:
+    return Family.SERIAL if setting is Setting.SERIAL else Family.THREADS
 
 
 def _pair(board: Board, setting: Setting) -> _Pair | None:
-    family = Family.SERIAL if setting is Setting.SERIAL else Family.THREADS
-    befores = board.pick([setting], [family], 0.0)
-    afters = {p.size_set: p for p in board.pick([_AFTER[setting]], [family], 0.0)}
-    both = [(p, afters[p.size_set]) for p in befores if p.size_set in afters]
+    families = [_family(setting)]
+    befores = board.pick([setting], families, 0.0)
+    afters = {_posed(p): p for p in board.pick([_AFTER[setting]], families, 0.0)}
+    both = [(p, afters[_posed(p)]) for p in befores if _posed(p) in afters]
     if not both:
         return None
     return _Pair(_NAMES[setting], *both[-1], paper.rl_change(setting))
+
+
+def _posed(point: Point) -> tuple[object, ...]:
+    """What both points of a pair share."""
+    return *point.size_set, point.cell.problems
 
 
 def _changed(name: str, pair: _Pair, column: str | None, theirs: Change | None) -> _Ratio:
@@ -132,56 +145,61 @@ def _mean(values: Floats) -> float:
 
 
 def _draw_accuracy(ax: Axes, pairs: Sequence[_Pair]) -> None:
+    ends = [pair.paper.before for pair in pairs]
     for i, pair in enumerate(pairs):
         color = style.colour(pair.before)
         ours = [pair.before.accuracy, pair.after.accuracy]
-        x = [i - 0.3, i - 0.08]
-        bars = [
-            [e.value - e.interval.low for e in ours],
-            [e.interval.high - e.value for e in ours],
-        ]
-        values = [e.value for e in ours]
-        ax.errorbar(x, values, yerr=bars, color=color, elinewidth=1.1)
+        ends += [e.interval.low for e in ours]
+        x, values = [i - 0.3, i - 0.08], [e.value for e in ours]
+        ax.errorbar(x, values, yerr=style.bars(ours), color=color, elinewidth=1.1)
         _dots(ax, x, values, color)
+        _name_gain(ax, x, values, max(e.interval.high for e in ours), color)
         theirs = [i + 0.12, i + 0.34]
         ax.plot(theirs, [*pair.paper], "--", color=PAPER, linewidth=1.3)
         _dots(ax, theirs, [*pair.paper], PAPER)
-        for at, change in ((x, values), (theirs, [*pair.paper])):
-            gain = f"{100 * (change[1] - change[0]):+.1f}"
-            color_of = color if at is x else PAPER
-            top = max(change) if at is theirs else max(e.interval.high for e in ours)
-            ax.annotate(
-                gain,
-                (sum(at) / 2, top),
-                (0, 7),
-                textcoords="offset points",
-                ha="center",
-                color=color_of,
-                fontsize=9.5,
-            )
+        _name_gain(ax, theirs, [*pair.paper], max(pair.paper), PAPER)
     ax.set_xticks(range(len(pairs)), [pair.name for pair in pairs])
     ax.set_xlim(-0.6, len(pairs) - 0.4)
-    lowest = min(min(p.before.accuracy.interval.low, p.paper.before) for p in pairs)
-    ax.set_ylim(max(0.0, lowest - 0.05), 1.0)
+    low = max(0.0, min(ends) - 0.05)
+    # Above 100 % is room for the gain, and none for a tick.
+    ax.set_ylim(low, 1 + 0.1 * (1 - low))
     ax.grid(axis="x", visible=False)
     style.percent(ax.yaxis)
     ax.set_title("accuracy, gain in points")
 
 
+def _name_gain(
+    ax: Axes, x: Sequence[float], values: Sequence[float], top: float, color: str
+) -> None:
+    """From before to after, above the middle of both and of all that reaches up to ``top``."""
+    ax.annotate(
+        f"{100 * (values[1] - values[0]):+.1f}",
+        (sum(x) / 2, top),
+        (0, 7),
+        textcoords="offset points",
+        ha="center",
+        color=color,
+        fontsize=9.5,
+    )
+
+
 def _dots(ax: Axes, x: Sequence[float], y: Sequence[float], color: str) -> None:
     """Hollow before, filled after."""
-    ax.plot(x[:1], y[:1], "o", color=color, markerfacecolor=style.GROUND, markersize=7, zorder=3)
-    ax.plot(x[1:], y[1:], "o", color=color, markersize=7, zorder=3)
+    dot: dict[str, Any] = {"color": color, "markersize": 7, "clip_on": False, "zorder": 3}
+    ax.plot(x[:1], y[:1], "o", markerfacecolor=style.GROUND, **dot)
+    ax.plot(x[1:], y[1:], "o", **dot)
 
 
 def _draw_ratios(ax: Axes, ratios: Sequence[_Ratio], title: str = "after ÷ before") -> None:
     furthest = 1.0
     for y, r in enumerate(ratios):
-        low, high = r.ours.interval
-        bars = [[r.ours.value - low], [high - r.ours.value]]
-        ax.errorbar([r.ours.value], [y - 0.12], xerr=bars, fmt="o", color=r.color, markersize=7)
-        _beside(ax, high, y - 0.12, f"{r.ours.value:.2f} × ({r.text})", r.color)
-        furthest = max(furthest, high)
+        if isnan(r.ours.value):
+            _beside(ax, 1, y - 0.12, f"– ({r.text})", r.color)
+        else:
+            bars, high = style.bars([r.ours]), r.ours.interval.high
+            ax.errorbar([r.ours.value], [y - 0.12], xerr=bars, fmt="o", color=r.color, markersize=7)
+            _beside(ax, high, y - 0.12, f"{r.ours.value:.2f} × ({r.text})", r.color)
+            furthest = max(furthest, high)
         if r.theirs is not None:
             ax.plot([r.theirs.ratio], [y + 0.2], "D", color=PAPER, markersize=6)
             text = f"{r.theirs.ratio:.2f} × ({r.theirs.before:,g} → {r.theirs.after:,g})"
@@ -190,14 +208,22 @@ def _draw_ratios(ax: Axes, ratios: Sequence[_Ratio], title: str = "after ÷ befo
     ax.axvline(1, color=style.MUTED, linewidth=1)
     ax.set_yticks(range(len(ratios)), [r.name for r in ratios])
     ax.set_ylim(len(ratios) - 0.45, -0.55)
-    ax.set_xlim(min(0.9, *(r.ours.interval.low - 0.05 for r in ratios)), 1 + 2.3 * (furthest - 0.9))
+    lows = [r.ours.interval.low - 0.05 for r in ratios if not isnan(r.ours.value)]
+    ax.set_xlim(min([0.9, *lows]), 1 + 2.3 * (furthest - 0.9))
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
 
 
 def _beside(ax: Axes, x: float, y: float, text: str, color: str) -> None:
     ax.annotate(
-        text, (x, y), (9, 0), textcoords="offset points", va="center", color=color, fontsize=9
+        text,
+        (x, y),
+        (9, 0),
+        textcoords="offset points",
+        va="center",
+        color=color,
+        fontsize=9,
+        bbox=style.BEHIND,
     )
 
 
@@ -211,10 +237,12 @@ def _numbers(pairs: Sequence[_Pair], ratios: Sequence[_Ratio]) -> list[Number]:
             numbers.append(
                 Number(f"{pair.after.label}, gain", style.points(gain), pair.after.command)
             )
-    texts = [
-        f"{r.ours.value:.2f} × ({r.ours.interval.low:.2f} to {r.ours.interval.high:.2f})"
-        for r in ratios
-    ]
-    for r, text in zip(ratios, texts, strict=True):
-        numbers.append(Number(r.name, f"{text}: {r.text}", "the two commands above"))
+    numbers += [Number(r.name, _times(r), "the two commands above") for r in ratios]
     return numbers
+
+
+def _times(r: _Ratio) -> str:
+    if isnan(r.ours.value):
+        return f"–: {r.text}"
+    low, high = r.ours.interval
+    return f"{r.ours.value:.2f} × ({low:.2f} to {high:.2f}): {r.text}"

@@ -85,7 +85,7 @@ def _figure(drawn: Drawn, command: str) -> str:
     if drawn.figure is None:
         body = (
             f'<p class="missing">Not drawn. {_text(drawn.caption)} '
-            f"Once the grid has them: <code>{escape(command)}</code></p>"
+            f"With that in the grid: <code>{escape(command)}</code></p>"
         )
     else:
         body = (

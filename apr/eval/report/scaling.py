@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from apr.eval.metrics import wilson
 from apr.eval.paper import Setting
 from apr.eval.points import Family, Point, curves
 from apr.eval.report import style
-from apr.eval.report.board import Board
-from apr.eval.report.style import PAPER, Drawn, Number
+from apr.eval.report.board import Board, Wanted
+from apr.eval.report.style import PAPER, Drawn, Number, not_drawn
 
 _THREADS = (Setting.CHILDREN, Setting.CHILDREN_RL, Setting.THREADS, Setting.THREADS_RL)
 
@@ -24,9 +24,9 @@ _THREADS = (Setting.CHILDREN, Setting.CHILDREN_RL, Setting.THREADS, Setting.THRE
 def figure_4a(board: Board) -> Drawn:
     """Accuracy against total tokens at temperature 1."""
     name, title = "figure-4a", "Figure 4a: accuracy against total tokens, temperature 1"
+    if missing := board.missing(_spending_wanted(1.0)):
+        return not_drawn(name, title, missing)
     points = _spending_points(board, 1.0)
-    if not {p.family for p in points} >= {Family.THREADS, Family.CONS}:
-        return Drawn(name, title, _MISSING_4A, None)
     figure = Figure((9.2, 4.4), layout="constrained")
     ours, theirs = figure.subplots(1, 2, width_ratios=[3, 2])
     _draw_spending(ours, points, "here")
@@ -48,20 +48,14 @@ def figure_8(board: Board) -> Drawn:
     """Figure 4a at three temperatures."""
     name, title = "figure-8", "Figure 8: accuracy against total tokens, by temperature"
     temperatures = paper.TEMPERATURES[1:]
+    missing = {t: board.missing(_spending_wanted(t)) for t in temperatures}
+    if all(missing.values()):
+        # One temperature is enough: that which lacks least, the paper's main one before others.
+        return not_drawn(name, title, min(reversed(missing.values()), key=len))
     points = {t: _spending_points(board, t) for t in temperatures}
-    missing = [
-        t for t, ps in points.items() if not {p.family for p in ps} >= {Family.THREADS, Family.CONS}
-    ]
-    if len(missing) == len(temperatures):
-        return Drawn(name, title, _MISSING_4A.replace("1.0", "0.1, 0.5 and 1.0"), None)
     figure = Figure((9.2, 6.6), layout="constrained")
     ours, (theirs, *unused) = figure.subplots(2, 3, height_ratios=[3, 2])
-    for axes, t in zip(ours, temperatures, strict=True):
-        _draw_spending(axes, points[t], f"here, T = {t:g}", is_small=True)
-    low = min(axes.get_ylim()[0] for axes in ours)
-    high = max(axes.get_ylim()[1] for axes in ours)
-    for axes in ours:
-        axes.set_ylim(low, high)
+    _draw_by_temperature(ours, points)
     for axes in unused:
         axes.remove()
     _draw_paper_temperatures(theirs)
@@ -70,19 +64,20 @@ def figure_8(board: Board) -> Drawn:
         "As figure 4a. The lower panel has what the paper tabulates by temperature: accuracy of "
         "one run each, with 10 children where the number was set."
     )
-    if missing:
-        caption += f" Not run yet: temperature {', '.join(f'{t:g}' for t in missing)}."
+    if any(missing.values()):
+        left = ", ".join(f"{t:g}" for t in temperatures if missing[t])
+        caption += f" Not run yet: temperature {left}."
     return Drawn(name, title, caption, figure, [n for ps in points.values() for n in _numbers(ps)])
 
 
 def figure_4b(board: Board) -> Drawn:
     """Share of problems solved within a context window, at temperature 1."""
     name, title = "figure-4b", "Figure 4b: solved within a context window, temperature 1"
+    if missing := board.missing(_WANTED_4B):
+        return not_drawn(name, title, missing)
     serial = board.pick([Setting.SERIAL], [Family.SERIAL], 1.0)
     conditioned = board.pick([Setting.CHILDREN], [Family.THREADS], 1.0)
     threads = _three_of(conditioned) or board.pick([Setting.THREADS], [Family.THREADS], 1.0)
-    if not serial or not threads:
-        return Drawn(name, title, _MISSING_4B, None)
     figure = Figure((9.2, 4.2), layout="constrained")
     ours, theirs = figure.subplots(1, 2, width_ratios=[3, 1.6])
     _draw_windows(ours, serial, threads)
@@ -102,15 +97,17 @@ def figure_4b(board: Board) -> Drawn:
     return Drawn(name, title, caption, figure, numbers)
 
 
-_MISSING_4A = (
-    "Needs, at temperature 1.0, a model that stands for APR or APR conditioned (method apr, with "
-    "children), and one that stands for SoS+ (method best_of_n, which draws the samples of cons@n "
-    "and pass@n)."
-)
-_MISSING_4B = (
-    "Needs, at temperature 1.0, a model that stands for APR or APR conditioned (method apr, with "
-    "children), and one that stands for SoS+ (method serial)."
-)
+_WANTED_4B = [
+    Wanted((Setting.CHILDREN, Setting.THREADS), Family.THREADS, 1.0),
+    Wanted((Setting.SERIAL,), Family.SERIAL, 1.0),
+]
+
+
+def _spending_wanted(temperature: float) -> list[Wanted]:
+    return [
+        Wanted(_THREADS, Family.THREADS, temperature),
+        Wanted((Setting.SERIAL,), Family.CONS, temperature),
+    ]
 
 
 def _spending_points(board: Board, temperature: float) -> list[Point]:
@@ -126,7 +123,7 @@ def _draw_spending(ax: Axes, points: Sequence[Point], title: str, is_small: bool
         tokens = [p.mean("total_tokens") for p in series]
         accuracy = [p.accuracy.value for p in series]
         if not last.needs_verifier:
-            bars = _bars(series)
+            bars = style.bars([p.accuracy for p in series])
             ax.errorbar(tokens, accuracy, bars, fmt="none", ecolor=color, elinewidth=1, alpha=0.45)
         line, marker = _mark(last)
         ax.plot(
@@ -142,16 +139,35 @@ def _draw_spending(ax: Axes, points: Sequence[Point], title: str, is_small: bool
     ax.set_xlabel("total tokens of a problem, mean")
     if not is_small:
         style.label_ends(ax, labels)
-    one = next((p.mean("total_tokens") for p in points if p.family is Family.CONS), None)
-    if one:
-        _relative_axis(ax, one)
+    singles = [p for p in points if p.family is Family.CONS and not p.otherwise]
+    if singles:
+        _relative_axis(ax, singles[0].mean("total_tokens"))
+
+
+def _draw_by_temperature(axes: Sequence[Axes], points: Mapping[float, Sequence[Point]]) -> None:
+    """A panel for each temperature, all of one height."""
+    drawn = []
+    for ax, (temperature, here) in zip(axes, points.items(), strict=True):
+        if here:
+            _draw_spending(ax, here, f"here, T = {temperature:g}", is_small=True)
+            drawn.append(ax)
+        else:
+            style.say(ax, f"T = {temperature:g}: not run yet")
+    low = min(ax.get_ylim()[0] for ax in drawn)
+    high = max(ax.get_ylim()[1] for ax in drawn)
+    for ax in drawn:
+        ax.set_ylim(low, high)
 
 
 def _mark(point: Point) -> tuple[str, str]:
     """Line and marker of its curve; threads whose number nobody set are diamonds."""
     if point.family is Family.THREADS and point.cell.children is None:
         return "-", "D"
-    return {Family.CONS: ("-", "s"), Family.PASS: (":", "^")}.get(point.family, ("-", "o"))
+    samples = {Family.CONS: ("--", "D"), Family.PASS: ("-.", "v")} if point.otherwise else _SAMPLES
+    return samples.get(point.family, ("-", "o"))
+
+
+_SAMPLES = {Family.CONS: ("-", "s"), Family.PASS: (":", "^")}
 
 
 def _name_points(ax: Axes, series: Sequence[Point], color: str) -> None:
@@ -226,7 +242,7 @@ def _draw_paper_temperatures(ax: Axes) -> None:
 
 def _legend_of_series(figure: Figure, points: Sequence[Point]) -> None:
     """Names of the curves, in their colours, in the room that the lower row leaves."""
-    shapes = {"o": "○●", "D": "◇◆", "s": "□■", "^": "△▲"}
+    shapes = {"o": "○●", "D": "◇◆", "s": "□■", "^": "△▲", "v": "▽▼"}
     for i, (name, (point, *_)) in enumerate(curves(points).items()):
         color, height = style.colour(point), 0.33 - 0.045 * i
         shape = shapes[_mark(point)[1]][style.is_rl(point)]
@@ -241,7 +257,7 @@ def _three_of(points: list[Point]) -> list[Point]:
 
 def _draw_windows(ax: Axes, serial: Sequence[Point], threads: Sequence[Point]) -> None:
     everyone = [*serial, *threads]
-    widest = max(float(np.nanmax(p.columns["longest_context"])) for p in everyone)
+    widest = max(float(np.nanmax(s["longest_context"])) for p in everyone for s in p.seeds)
     windows = np.arange(0, widest * 1.02 + 1)
     labels = []
     lines = ["-"] * len(serial) + [":", "--", "-"][-len(threads) :]
@@ -264,11 +280,16 @@ def _draw_windows(ax: Axes, serial: Sequence[Point], threads: Sequence[Point]) -
 
 
 def cumulative(point: Point, column: str, amounts: Floats) -> Floats:
-    """Share of problems that were solved with at most each of ``amounts`` of ``column``."""
-    known = ~np.isnan(point.scores_P)
-    scores_P, spent_P = point.scores_P[known], point.columns[column][known]
-    solved = [float((scores_P * (spent_P <= a)).sum()) / len(scores_P) for a in amounts]
-    return np.array(solved, np.float64)
+    """Share of problems that were solved with at most each of ``amounts`` of ``column``: of each
+    seed by what was spent with that seed, and then the mean over seeds.
+    """
+    solved = []
+    for columns in point.seeds:
+        known = ~np.isnan(columns["correct"])
+        correct_P, spent_P = columns["correct"][known], columns[column][known]
+        solved.append([float(correct_P[spent_P <= a].sum()) / len(correct_P) for a in amounts])
+    mean: Floats = np.mean(np.array(solved, np.float64), axis=0)
+    return mean
 
 
 def band(solved_W: Floats, point: Point) -> tuple[list[float], list[float]]:
@@ -282,8 +303,7 @@ def _draw_leads(ax: Axes, serial: Point, threads: Sequence[Point]) -> None:
     names: list[str] = []
     for p in threads:
         if (lead := p.over(serial)) is not None:
-            bars = [[lead.value - lead.interval.low], [lead.interval.high - lead.value]]
-            color = style.colour(p)
+            bars, color = style.bars([lead]), style.colour(p)
             ax.errorbar([lead.value], [len(names)], xerr=bars, fmt="o", color=color, elinewidth=1.3)
             names.append(p.budget or "threads")
     for num_children, ahead in paper.FIGURE_4B_LEAD.items():
@@ -295,14 +315,6 @@ def _draw_leads(ax: Axes, serial: Point, threads: Sequence[Point]) -> None:
     ax.grid(axis="y", visible=False)
     ax.set_title("lead over serial, points")
     ax.xaxis.set_major_formatter(lambda x, _: f"{100 * x:+.0f}" if x else "0")
-
-
-def _bars(series: Sequence[Point]) -> Floats:
-    """Lengths below and above each point, as ``errorbar`` takes them."""
-    estimates = [p.accuracy for p in series]
-    below = [max(0.0, e.value - e.interval.low) for e in estimates]
-    above = [max(0.0, e.interval.high - e.value) for e in estimates]
-    return np.array([below, above])
 
 
 def _numbers(points: Sequence[Point]) -> list[Number]:

@@ -12,16 +12,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
+from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import offset_copy
 
-from apr.eval.bootstrap import Estimate
+from apr.eval.bootstrap import Estimate, Floats
 from apr.eval.metrics import Interval
 from apr.eval.points import Family, Point
 from apr.files import new_file
@@ -57,6 +59,8 @@ _GROUNDS = {  # name: (as drawn, light, dark)
     "paper": (PAPER, "#7d7d7d", "#9b9b9b"),
     "ground": (GROUND, "#fefefe", "#17191c"),
 }
+BEHIND: Any = {"facecolor": GROUND, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+"""What text over lines stands on."""
 _RC: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica", "Arial"],
@@ -103,6 +107,11 @@ class Drawn:
     figure: Figure | None
     """None where results are missing; the caption says which."""
     numbers: Sequence[Number] = ()
+
+
+def not_drawn(name: str, title: str, missing: Sequence[str]) -> Drawn:
+    """What stands in the place of a figure that lacks ``missing``."""
+    return Drawn(name, title, f"Missing: {'; '.join(missing)}.", None)
 
 
 @contextmanager
@@ -168,6 +177,12 @@ def inline_svg(drawn: Drawn) -> str:
     return svg
 
 
+def say(ax: Axes, text: str) -> None:
+    """Write ``text`` where there is nothing to draw."""
+    ax.set_axis_off()
+    ax.text(0, 0.5, text, color=PAPER)
+
+
 def percent(axis: Any) -> None:
     """Ticks of shares as percentages."""
     axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
@@ -178,15 +193,27 @@ def thousands(axis: Any) -> None:
 
 
 def share(value: float, interval: Interval | None = None) -> str:
-    """A share as text, with its interval where it has one."""
+    """A share as text, with its interval where it has one; – for nan."""
+    if isnan(value):
+        return "–"
     text = f"{100 * value:.1f} %"
     return text if interval is None else f"{text} ({span(interval)})"
 
 
 def points(difference: Estimate) -> str:
-    """A difference of shares as text, in percentage points."""
+    """A difference of shares as text, in percentage points; – for nan."""
+    if isnan(difference.value):
+        return "–"
     low, high = difference.interval
     return f"{100 * difference.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def bars(estimates: Sequence[Estimate]) -> Floats:
+    """Lengths below and above each estimate, (2, number of them), as ``errorbar`` takes them."""
+    # An interval no wider than its value may miss it by rounding.
+    below = [max(0.0, e.value - e.interval.low) for e in estimates]
+    above = [max(0.0, e.interval.high - e.value) for e in estimates]
+    return np.array([below, above])
 
 
 def span(interval: Interval) -> str:
@@ -196,24 +223,29 @@ def span(interval: Interval) -> str:
 def label_ends(
     ax: Axes, labels: Sequence[tuple[float, float, str, str]], gap: float = 0.06
 ) -> None:
-    """Write each label (x, y, text, colour) right of its point, none over another.
+    """Write each label (x, y, text, colour) right of its point, none over another or out of the
+    axes.
 
     Args:
         gap: least distance between two labels, as a share of the height.
     """
     left, right = ax.get_xlim()
     low, high = ax.get_ylim()
-    heights = _apart([label[:2] for label in labels], 0.35 * (right - left), gap * (high - low))
+    least = gap * (high - low)
+    room = Interval(low + least / 2, high - least / 2)
+    heights = _apart([label[:2] for label in labels], 0.35 * (right - left), least, room)
     beside = offset_copy(ax.transData, fig=ax.get_figure(root=True), x=9, units="points")
-    ground = {"facecolor": GROUND, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
     for (x, _, text, color), y in zip(labels, heights, strict=True):
         ax.text(
-            x, y, text, color=color, va="center", fontsize=9.5, transform=beside, bbox=ground
+            x, y, text, color=color, va="center", fontsize=9.5, transform=beside, bbox=BEHIND
         ).set_zorder(5)
 
 
-def _apart(points: Sequence[tuple[float, float]], width: float, least: float) -> list[float]:
-    """Heights of ``points``, those within ``width`` of each other moved ``least`` apart."""
+def _apart(
+    points: Sequence[tuple[float, float]], width: float, least: float, room: Interval
+) -> list[float]:
+    """Heights of ``points`` within ``room``, those within ``width`` of each other ``least`` apart
+    as far as there is room."""
     order = sorted(range(len(points)), key=lambda i: points[i][1])
     near = [(i, j) for i, j in combinations(order, 2) if abs(points[i][0] - points[j][0]) < width]
     heights = [y for _, y in points]
@@ -222,6 +254,7 @@ def _apart(points: Sequence[tuple[float, float]], width: float, least: float) ->
             overlap = max(0.0, least - (heights[above] - heights[below]))
             heights[below] -= overlap / 2
             heights[above] += overlap / 2
+        heights = [min(max(y, room.low), room.high) for y in heights]
     return heights
 
 

@@ -23,6 +23,7 @@ class Table(NamedTuple):
 
 
 _MULTIPLES = (1.0, 1.5, 2.0, 4.0, 8.0)
+"""Of the cost of one serial run; the last is doubled until the dearest method has a column."""
 _SLACK = 1.05
 """Means are measured: without it, two samples would hardly ever fit twice the cost of one."""
 
@@ -44,8 +45,8 @@ def all_methods(board: Board) -> list[Table]:
     )
     tables: list[Table] = []
     for temperature in _temperatures(board):
-        here = [p for p in board.points if p.cell.temperature == temperature]
-        points = [p for series in curves(here).values() for p in _some(series)]
+        series = curves(_at(board, temperature)).values()
+        points = [p for each in series for p in _some(each)]
         rows = [_row(p, board.baseline(temperature)) for p in points]
         numbers = [Number(_name(p), style.share(p.accuracy.value), p.command) for p in points]
         said = f"Columns as in “{tables[0].title}”." if tables else caption
@@ -73,23 +74,23 @@ def matched(board: Board, column: str, title: str) -> Table | None:
     Args:
         column: what is matched, ``total_tokens`` or ``sequential_tokens``.
     """
+    series = [
+        (points, baseline.mean(column))
+        for temperature in _temperatures(board)
+        if (baseline := board.baseline(temperature)) and baseline.mean(column) > 0
+        for points in curves(_at(board, temperature)).values()
+    ]
+    if not series:
+        return None
+    multiples = _multiples(series, column)
     rows: list[tuple[str, ...]] = []
     numbers: list[Number] = []
-    for temperature in _temperatures(board):
-        baseline = board.baseline(temperature)
-        if baseline is None:
-            continue
-        here = [p for p in board.points if p.cell.temperature == temperature]
-        amounts = [m * _SLACK * baseline.mean(column) for m in _MULTIPLES]
-        for series in curves(here).values():
-            chosen = [within(series, column, amount) for amount in amounts]
-            if any(chosen):
-                mark = " †" if series[0].needs_verifier else ""
-                texts = [_matched_text(p) for p in chosen]
-                rows.append((series[0].series + mark, f"{temperature:g}", *texts))
-            numbers += [_matched_number(p, column) for p in dict.fromkeys(filter(None, chosen))]
-    if not rows:
-        return None
+    for points, one in series:
+        chosen = [within(points, column, m * _SLACK * one) for m in multiples]
+        mark = " †" if points[0].needs_verifier else ""
+        temperature = f"{points[0].cell.temperature:g}"
+        rows.append((points[0].series + mark, temperature, *map(_matched_text, chosen)))
+        numbers += [_matched_number(p, column) for p in dict.fromkeys(filter(None, chosen))]
     unit = column.replace("_", " ")
     caption = (
         f"Each column allows so many times the mean {unit} of one serial run of the supervised "
@@ -97,8 +98,18 @@ def matched(board: Board, column: str, title: str) -> Table | None:
         f"total tokens) whose mean exceeds the amount by no more than {_SLACK - 1:.0%}, which "
         "allows for the noise of a measured mean; – where even the smallest does."
     )
-    head = ("method", "T", *(f"≤ {m:g} ×" for m in _MULTIPLES))
+    head = ("method", "T", *(f"≤ {m:g} ×" for m in multiples))
     return Table(title, caption, head, rows, numbers)
+
+
+def _multiples(series: Sequence[tuple[list[Point], float]], column: str) -> list[float]:
+    """Enough for the smallest budget of each series, which comes with the cost of a serial run."""
+    multiples = list(_MULTIPLES)
+    for points, one in series:
+        is_known = within(points, column, math.inf) is not None
+        while is_known and within(points, column, multiples[-1] * _SLACK * one) is None:
+            multiples.append(2 * multiples[-1])
+    return multiples
 
 
 def paper_tables(board: Board) -> list[Table]:
@@ -137,7 +148,7 @@ def _first(points: Sequence[Point | None]) -> Point:
 
 
 def _percentage(point: Point | None) -> str:
-    if point is None:
+    if point is None or not point.is_known:
         return "–"
     return f"{100 * point.accuracy.value:.1f} ({style.span(point.accuracy.interval)})"
 
@@ -146,6 +157,10 @@ def _temperatures(board: Board) -> list[float]:
     """1 and 0 first, where the paper's figures are, then the others."""
     found = {p.cell.temperature for p in board.points}
     return sorted(found, key=lambda t: ((1.0, 0.0).index(t) if t in (1.0, 0.0) else 2, t))
+
+
+def _at(board: Board, temperature: float) -> list[Point]:
+    return [p for p in board.points if p.cell.temperature == temperature]
 
 
 def _some(series: Sequence[Point]) -> list[Point]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from apr.errors import DataError
 from apr.eval.cell import Grid, Results, read_grid, read_results
 from apr.eval.points import alone_points, points_of
+from apr.eval.posed import note_of
 from apr.eval.report import latency, learning, scaling, style, tables
 from apr.eval.report.board import Board
 from apr.eval.report.page import page
@@ -64,19 +65,26 @@ def _tables(board: Board) -> tuple[list[Table], list[Table]]:
 
 
 def _about(grid: Grid, done: list[Results]) -> list[str]:
-    counts = sorted({r.cell.count for r in done if r.cell.concurrency > 1})
+    loaded = [r for r in done if r.cell.concurrency > 1]
+    counts = sorted({r.cell.count for r in loaded or done})
     models = dict.fromkeys(f"{r.cell.model} ({r.cell.checkpoint})" for r in done)
     num_failed = sum(r.num_failed for r in done)
     seconds = sum(r.seconds for r in done)
     said = [
         f"Accuracy and cost of {len({r.cell.method for r in done})} methods on "
         f"{' and '.join(map(str, counts))} test problems each; {len(done)} of {len(grid.cells)} "
-        f"cells, run in {seconds / 60:.0f} minutes on {grid.machine}.",
+        f"cells, run in {_duration(seconds)} on {grid.machine}.",
         f"Models: {'; '.join(models)}.",
     ]
+    if note := note_of((r.cell.model, r.posed) for r in done):
+        said.append(f"Note: {note}")
     if num_failed:
         said.append(
             f"{num_failed} runs were cut short by the engine. They have no grade and count for "
             "nothing; running the grid again runs them again."
         )
     return said
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
