@@ -657,10 +657,10 @@ def _draw(console: Console, trace: Trace, drawn: Tree | None = None) -> None:
 
 def _answer(trace: Trace) -> str | None:
     """What ``trace`` claims, as people write it."""
-    if trace.answer is None or (expression := spell(trace.answer)) is None:
-        return trace.answer
     target = trace.problem.get("target")
-    return f"{expression} = {target}" if _solved(trace) and target is not None else expression
+    if trace.answer is None or target is None or (expression := spell(trace.answer)) is None:
+        return trace.answer
+    return f"{expression} = {target}" if _solved(trace) else expression
 
 
 def _save(out: Path, trace: Trace, codec: Codec | None) -> None:

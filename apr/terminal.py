@@ -246,7 +246,7 @@ def verdict(trace: Trace, answer: str | None) -> Text:
     if trace.error is not None:
         outcome = Text(f"! {trace.error}", "bold red")
     elif trace.grade is None:
-        outcome = Text(f"  {answer or 'no answer'}, not graded")
+        outcome = Text(f"  {_flat(answer or '') or 'no answer'}, not graded")
     elif trace.grade.correct:
         outcome = Text(f"✓ {_flat(answer or '')}", "bold green")
     else:

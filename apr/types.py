@@ -56,7 +56,7 @@ class Grade(NamedTuple):
 class Segment(NamedTuple):
     """A stretch of a demonstration that one side wrote."""
 
-    pieces: list[str]  # text, cut where the task's own tokenizer cuts it
+    pieces: list[str]  # text, cut where the tokenizer cuts it, too; into tokens is quickest
     demonstrated: bool  # True: what the model is to write; False: prompt or injected message
 
 
@@ -67,5 +67,5 @@ class Demonstration(NamedTuple):
     succeeded: list[bool]  # for each sequence, whether its thread found what it was asked for
     solved: bool
     num_children: int
-    total_tokens: int  # pieces demonstrated, over all threads
+    total_tokens: int  # tokens demonstrated, over all threads
     sequential_tokens: int  # those on the critical path

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from apr import cli
 from apr.errors import ContextError, EngineError
 from apr.testing import Reply, ScriptedEngine
 from apr.trace import End, Thread, Trace, read_traces, write_traces
+from apr.types import Grade
 from tests.conftest import Ran, Run
 
 RECIPE = """count = 24
@@ -427,6 +429,26 @@ def test_explain_wants_the_model_that_wrote(here: Path, run: Run) -> None:
     assert run("explain", "t.jsonl", "--model", "elsewhere").code == 0
     spoil_tokenizer(here / "elsewhere")
     assert_bad_input(run("explain", "t.jsonl", "--model", "elsewhere"), "name their own model")
+
+
+def test_a_checkpoint_and_traces_of_ones_own_task(here: Path, run: Run) -> None:
+    assert run("eval", "--count", 1, "--out", "t.jsonl").code == 0
+    (trace,) = read_traces(Path("t.jsonl"))
+    grade = Grade(True, "correct")
+    own = replace(trace, problem={"sum": "3 + 4"}, answer="3 + 4 = 7", grade=grade)
+    write_traces(Path("own.jsonl"), [own])
+    refusal = "poses {'sum': '3 + 4'}, which is no Countdown problem"
+    assert_bad_input(run("explain", "own.jsonl"), refusal)
+    assert "✓ 3 + 4 = 7" in run("trace", "own.jsonl").out
+    assert run("table", "own.jsonl").code == 0
+    manifest = Path("runs/tiny/checkpoint/apr.json")
+    for told in ("{}", '{"task": "sums"}', "[]"):
+        manifest.write_text(told)
+        assert_bad_input(run(*SOLVE), "apr sft did not make it", "docs/own.md")
+    manifest.write_text("{")
+    assert_bad_input(run(*SOLVE), "apr.json is damaged")
+    manifest.unlink()
+    assert_bad_input(run(*SOLVE), "apr sft did not make it")
 
 
 def test_grade_answers_line_by_line(tmp_path: Path, run: Run) -> None:

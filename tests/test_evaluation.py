@@ -305,7 +305,7 @@ def test_models_and_entries_have_to_agree(here: Path) -> None:
     with pytest.raises(CheckpointError, match=r"^no checkpoint at gone, where no folder is: "):
         api.plan_grid(gone)
     (here / "gone").mkdir()
-    with pytest.raises(CheckpointError, match=r"^no apr\.json in gone: "):
+    with pytest.raises(CheckpointError, match=r"^gone has no apr\.json with "):
         api.plan_grid(gone)
 
 

@@ -221,6 +221,10 @@ def test_verdict_without_an_answer() -> None:
     assert draw(terminal.verdict(trace, None), 100)[0] == "✗ No solution is claimed."
 
 
+def test_an_answer_of_several_lines_is_told_on_one() -> None:
+    assert draw(terminal.verdict(run(), "\n3 +\n 5 "), 100)[0] == "  3 + 5, not graded"
+
+
 def test_scores_fit_a_terminal() -> None:
     right = replace(run(), grade=Grade(True, "correct"))
     wrong = replace(right, grade=Grade(False, "no"))

@@ -219,7 +219,9 @@ def explain(traces: Sequence[Trace], checkpoint: Path) -> dict[str, Diagnosis]:
 
     Raises:
         CheckpointError: missing or damaged, or the traces are of another tokenizer.
+        DataError: a trace is not of a Countdown problem.
     """
+    kinds = by_kind(traces)
     told = read_model_manifest(checkpoint).recipe.demonstrations
     codec = HFCodec.load(checkpoint)
     if any(t.meta.get("tokenizer") not in (None, codec.fingerprint) for t in traces):
@@ -228,7 +230,7 @@ def explain(traces: Sequence[Trace], checkpoint: Path) -> dict[str, Diagnosis]:
         )
     return {
         kind: diagnose(of_kind, told.text, codec.decode, told.solver.max_value)
-        for kind, of_kind in by_kind(traces).items()
+        for kind, of_kind in kinds.items()
     }
 
 
@@ -278,18 +280,18 @@ def read_model_manifest(checkpoint: Path) -> Manifest:
         raise CheckpointError(
             f"no checkpoint at {checkpoint}, where no folder is: train it first, or name another"
         )
-    if not path.is_file():
-        raise CheckpointError(
-            f"no {MANIFEST} in {checkpoint}: name a checkpoint that apr sft made, or build a Model "
-            "around this one in Python"
-        )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        recipe = config.build(Recipe, manifest["recipe"])
-        return Manifest(manifest, recipe, manifest["tokenizer"])
+        manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if "recipe" in manifest:
+            recipe = config.build(Recipe, manifest["recipe"])
+            return Manifest(manifest, recipe, manifest["tokenizer"])
     except ConfigError as e:
         raise CheckpointError(
             f"{path} holds a recipe of another version ({e}): train it again with this one"
         ) from e
     except (ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"{path} is damaged ({e}): copy the checkpoint again") from e
+    raise CheckpointError(
+        f"{checkpoint} has no {MANIFEST} with a recipe, so apr sft did not make it: use it from "
+        "Python, as docs/own.md shows, or name a checkpoint that apr sft made"
+    )

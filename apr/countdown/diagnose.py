@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from apr.countdown.judge import Verdict, asked_of, judge, poses_truly, winnable
+from apr.countdown.judge import Verdict, asked_of, judge, poses_truly, problem_of, winnable
 from apr.countdown.narrate import Text
-from apr.countdown.problem import Problem
+from apr.countdown.problem import Problem, solvable
 from apr.countdown.solver import start_of
 from apr.trace import End, Thread, Trace
 from apr.types import Ids
@@ -37,6 +37,7 @@ RANGE = 25
 class Cause(StrEnum):
     """Why a problem was not solved; the first that holds."""
 
+    UNSOLVABLE = "unsolvable"
     BEYOND = "beyond"
     UNREAD = "unread"
     UNHEARD = "unheard"
@@ -51,6 +52,7 @@ class Cause(StrEnum):
 
 
 _MEANINGS = {
+    Cause.UNSOLVABLE: "no solution exists",
     Cause.BEYOND: "every solution has a result larger than the search ever looks at",
     Cause.UNREAD: "the root never joined: unreadable, or out of context or time",
     Cause.UNHEARD: "a child found a path, and the root did not pass it on",
@@ -106,7 +108,11 @@ class Diagnosis:
 
 
 def by_kind(traces: Iterable[Trace]) -> dict[str, list[Trace]]:
-    """All of them, and apart by how many numbers a problem has and how large the largest is."""
+    """All of them, and apart by how many numbers a problem has and how large the largest is.
+
+    Raises:
+        DataError: a trace is not of a Countdown problem.
+    """
     kinds: dict[str, list[Trace]] = {"all": []}
     for trace in sorted(traces, key=_size):
         num, largest = _size(trace)
@@ -118,25 +124,28 @@ def by_kind(traces: Iterable[Trace]) -> dict[str, list[Trace]]:
 
 
 def _size(trace: Trace) -> tuple[int, int]:
-    numbers = trace.problem["numbers"]
+    numbers = problem_of(trace).numbers
     return len(numbers), max(numbers)
 
 
 def diagnose(
     traces: Iterable[Trace], text: Text, decode: Callable[[Ids], str], max_value: int = 0
 ) -> Diagnosis:
-    """What became of ``traces``, which are of Countdown; those without a grade are left out.
+    """What became of ``traces``; those without a grade are left out.
 
     Args:
         text: in which their model writes.
         decode: reads its tokens.
         max_value: results above it the search does not look at; 0 is no limit.
+
+    Raises:
+        DataError: a trace is not of a Countdown problem.
     """
     found = Diagnosis()
     for trace in traces:
         if trace.grade is None:
             continue
-        problem = Problem(tuple(trace.problem["numbers"]), trace.problem["target"])
+        problem = problem_of(trace)
         found.problems.add(not trace.grade.correct)
         for thread in trace.threads:
             _read(found, problem, thread, text, decode)
@@ -168,6 +177,8 @@ def _holds(a: int, op: str, b: int, value: int) -> bool:
 
 
 def _cause(problem: Problem, trace: Trace, text: Text, max_value: int) -> Cause:
+    if not solvable(problem):
+        return Cause.UNSOLVABLE
     if not winnable(start_of(problem).numbers, problem.target, max_value):
         return Cause.BEYOND
     children = trace.threads[1:]

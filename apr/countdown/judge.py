@@ -11,6 +11,7 @@ Threads of the pasta telling return all that they wrote, which cannot be judged 
 from __future__ import annotations
 
 import re
+import reprlib
 from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
@@ -74,13 +75,23 @@ def judge_all(
         DataError: the trace is not of a Countdown problem.
     """
     check_judged(telling)
+    problem = problem_of(trace)
+    return [judge(problem, thread, text, max_value) for thread in trace.threads]
+
+
+def problem_of(trace: Trace) -> Problem:
+    """What ``trace`` poses.
+
+    Raises:
+        DataError: it is not of a Countdown problem.
+    """
     try:
-        problem = Problem(tuple(trace.problem["numbers"]), trace.problem["target"])
+        return Problem(tuple(trace.problem["numbers"]), trace.problem["target"])
     except (KeyError, TypeError, ProblemError) as e:
         raise DataError(
-            f"the trace poses {trace.problem}, which is no Countdown problem: judge traces of those"
+            f"the trace poses {reprlib.repr(trace.problem)}, which is no Countdown problem: name "
+            "traces of Countdown, since no others can be judged or explained"
         ) from e
-    return [judge(problem, thread, text, max_value) for thread in trace.threads]
 
 
 def judge(problem: Problem, thread: Thread, text: Text, max_value: int = 0) -> Verdict | None:

@@ -183,10 +183,10 @@ def read_shards(directory: Path) -> Sequences:
 
 
 def encode(demonstration: Demonstration, codec: HFCodec) -> Iterator[tuple[list[int], list[bool]]]:
-    """Token ids and loss marks of each sequence."""
+    """Token ids and loss marks of each sequence, begun as the runtime begins a context."""
     for sequence in demonstration.sequences:
-        ids: list[int] = []
-        loss: list[bool] = []
+        ids: list[int] = [] if codec.bos_id is None else [codec.bos_id]
+        loss = [False] * len(ids)
         for segment in sequence:
             piece_ids = codec.encode_pieces(segment.pieces)
             ids += piece_ids

@@ -7,6 +7,7 @@ no word falls back to bytes, so that any text survives ``decode(encode(text))``.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,14 +40,20 @@ def build_tokenizer(words: Sequence[str], specials: Sequence[str], pattern: str)
 class HFCodec:
     """A `tokenizers` tokenizer as ``apr.interfaces.Codec``."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, eos: str = EOS) -> None:
+        """
+        Args:
+            eos: text of the token that ends a sequence, where the tokenizer has it.
+        """
         self.tokenizer = tokenizer
         self.vocabulary: dict[str, int] = tokenizer.get_vocab()
         self.specials = {t.content for t in tokenizer.get_added_tokens_decoder().values()}
+        self.bos_id = _bos_id(tokenizer)
+        self.eos_id = self.vocabulary.get(eos)
 
     @staticmethod
     def load(directory: Path) -> HFCodec:
-        """Read ``tokenizer.json`` of a checkpoint.
+        """Read ``tokenizer.json`` of a checkpoint, and its end from ``tokenizer_config.json``.
 
         Raises:
             CheckpointError: missing or damaged.
@@ -54,8 +61,9 @@ class HFCodec:
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(f"no tokenizer.json in {directory}: name a whole checkpoint")
+        eos = _eos(directory / "tokenizer_config.json")
         try:
-            return HFCodec(Tokenizer.from_file(str(path)))
+            return HFCodec(Tokenizer.from_file(str(path)), eos)
         # The library raises bare Exception for a file it cannot parse.
         except Exception as e:
             raise CheckpointError(f"{path} is no tokenizer file: {e}") from e
@@ -79,14 +87,6 @@ class HFCodec:
         return self.vocabulary.get(text) if text in self.specials else None
 
     @property
-    def bos_id(self) -> int | None:
-        return None
-
-    @property
-    def eos_id(self) -> int | None:
-        return self.vocabulary.get(EOS)
-
-    @property
     def pad_id(self) -> int:
         return self.vocabulary[PAD]
 
@@ -103,3 +103,20 @@ class HFCodec:
         """Hash of the vocabulary; data and checkpoints carry it so that they cannot be mixed up."""
         entries = sorted(self.vocabulary.items(), key=lambda e: e[1])
         return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]
+
+
+def _bos_id(tokenizer: Tokenizer) -> int | None:
+    """What the tokenizer puts before a text by itself, if anything."""
+    plain, marked = (tokenizer.encode("a", add_special_tokens=add).ids for add in (False, True))
+    return None if marked[: len(plain)] == plain else int(marked[0])
+
+
+def _eos(path: Path) -> str:
+    """What the settings of a tokenizer say that a sequence ends with; ours where nothing does."""
+    if not path.is_file():
+        return EOS
+    try:
+        told = json.loads(path.read_text(encoding="utf-8")).get("eos_token") or EOS
+        return str(told["content"] if isinstance(told, dict) else told)
+    except (ValueError, KeyError, AttributeError) as e:
+        raise CheckpointError(f"{path} is damaged ({e}): copy the checkpoint again") from e

@@ -52,6 +52,8 @@ class Address:
     """Which of several models it is to use."""
     context: int | None = None
     """Its context, where it does not tell."""
+    in_text: bool = False
+    """Ask an endpoint in text though it takes ids, since its tokenizer is not at hand."""
 
 
 def read_address(text: str) -> Address:
@@ -68,13 +70,16 @@ def read_address(text: str) -> Address:
     except ValueError as e:
         raise ConfigError(f"{text!r} is no address of a server ({e}): {_EXAMPLES}") from e
     model = told.pop("model", None)
+    in_text = server is Server.OPENAI and told.get("text") == "true"
+    if in_text:
+        del told["text"]
     if transport not in ("", "http", "https") or not parts.hostname or told:
         raise ConfigError(f"{text!r} is no address of a server: {_EXAMPLES}")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     port = port or (None if transport == "https" else _PORTS.get(server))
     path = parts.path.rstrip("/") or ("/v1" if server is Server.OPENAI else "")
     url = f"{transport or 'http'}://{host}{f':{port}' if port else ''}{path}"
-    return Address(server, url, model, context)
+    return Address(server, url, model, context, in_text)
 
 
 def connect(
@@ -131,6 +136,6 @@ _READERS: dict[Server, Callable[[Http, Address, Codec | None], tuple[Api, dict[s
     Server.VLLM: lambda http, address, codec: openai.read_vllm(http, address.model),
     Server.LLAMACPP: lambda http, address, codec: llamacpp.read_server(http),
     Server.OPENAI: lambda http, address, codec: openai.read_endpoint(
-        http, address.model, address.context, codec
+        http, address.model, address.context, codec, address.in_text
     ),
 }

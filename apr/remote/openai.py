@@ -7,10 +7,11 @@ raw_logprobs``. Prefixes are cached by the server in blocks.
 Other endpoints are tried when they are connected: whether they take ids or text as the prompt, and
 whether they tell ids. Where they tell text only, the ids are what the codec makes of the text,
 which need not be the ids that were sampled; logprobs are kept where the two agree token by token,
-and left out where they do not. Which stop ended a completion is no part of that protocol either, so
-stops are looked for in the text here. Three things follow: the endpoint must spell special tokens
-out if they are to be stops, logprobs are at temperature 1 only if the endpoint sees to it, and
-nothing is heard until a completion ends.
+and left out where they do not. An endpoint that is asked in text (``?text=true``) never meets the
+codec's ids, so any codec will do, which then counts tokens in its own way. Which stop ended a
+completion is no part of that protocol either, so stops are looked for in the text here. Three
+things follow: the endpoint must spell special tokens out if they are to be stops, logprobs are at
+temperature 1 only if the endpoint sees to it, and nothing is heard until a completion ends.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ class Completions:
         if self.can.logprobs:
             body["logprobs"] = 1
         if not self.can.takes_ids:
-            body["prompt"] = self.codec.decode(prompt_ids)
+            # The endpoint itself puts the beginning of sequence before a text.
+            begun = prompt_ids[0] == self.codec.bos_id
+            body["prompt"] = self.codec.decode(prompt_ids[1:] if begun else prompt_ids)
         # Streamed in any case: whoever finds the stop must be able to hang up.
         return _TextExchange(body | {"stream": True}, sampling, self.codec)
 
@@ -167,9 +170,16 @@ def read_vllm(http: Http, model: str | None) -> tuple[Completions, dict[str, Any
 
 
 def read_endpoint(
-    http: Http, model: str | None, context: int | None, codec: Codec | None
+    http: Http,
+    model: str | None,
+    context: int | None,
+    codec: Codec | None,
+    in_text: bool = False,
 ) -> tuple[Completions, dict[str, Any]]:
     """What the endpoint says of itself, and what it can do.
+
+    Args:
+        in_text: ask and hear in text, whatever else it can do.
 
     Raises:
         EngineError: it does not answer, or not as such an endpoint does.
@@ -179,7 +189,7 @@ def read_endpoint(
     context = context or served.get("max_model_len")
     if context is None:
         raise ConfigError(f"{http.name} does not tell its context: add ?context=N to its address")
-    can = _try(http, served["id"], codec)
+    can = _try(http, served["id"], codec, in_text)
     if not can.tells_ids and codec is None:
         raise ConfigError(f"{http.name} tells text and no ids: give the engine a codec")
     about = {"model": served["id"], "server": "openai", "tells_ids": can.tells_ids}
@@ -200,10 +210,10 @@ def _served(http: Http, path: str, model: str | None) -> Json:
     return entry
 
 
-def _try(http: Http, model: str, codec: Codec | None) -> Abilities:
+def _try(http: Http, model: str, codec: Codec | None, in_text: bool) -> Abilities:
     """Sample one token in ways that ask for less and less, until one is not refused."""
     text = "1"
-    ids = list(codec.encode(text)) if codec else [1]
+    ids = text if in_text else list(codec.encode(text)) if codec else [1]
     plain: Json = {"model": model, "max_tokens": 1, "temperature": 0.0}
     ways: list[Json] = [
         plain | {"prompt": ids, "logprobs": 1} | _EXTENSIONS,
@@ -216,8 +226,8 @@ def _try(http: Http, model: str, codec: Codec | None) -> Abilities:
         try:
             (choice,) = http.ask("/completions", body, http.config.seconds)["choices"]
             return Abilities(
-                tells_ids=bool(choice.get("token_ids")),
-                takes_ids=body["prompt"] is ids,
+                tells_ids=not in_text and bool(choice.get("token_ids")),
+                takes_ids=isinstance(body["prompt"], list),
                 extensions="return_token_ids" in body,
                 logprobs="logprobs" in body and bool(choice.get("logprobs")),
             )

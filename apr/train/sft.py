@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from math import inf
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -82,7 +83,7 @@ def train_sft(
     held_out: PackedBatches,
     config: SFTConfig,
     run: Path,
-    watched: Mapping[str, Sequence[int]],
+    watched: Mapping[str, Sequence[int]] = MappingProxyType({}),
     progress: bool = True,
     after_eval: Callable[[int], Mapping[str, float]] | None = None,
     weights: Mapping[int, float] | None = None,

@@ -328,4 +328,4 @@ def test_a_soak_finds_a_page_that_nobody_lets_go(
 
     monkeypatch.setattr(Scheduler, "_release", leak)
     with pytest.raises(AssertionError):
-        endurance.soak(small_model, 0.001, lambda look: None)
+        endurance.soak(small_model, 1e-6, lambda look: None)  # One wave: more would want pages.

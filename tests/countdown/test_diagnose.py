@@ -15,6 +15,7 @@ from apr.countdown.narrate import Telling, Text
 from apr.countdown.problem import Problem
 from apr.countdown.solver import SearchConfig, search
 from apr.countdown.task import Countdown, dialect_of, special_words
+from apr.errors import DataError
 from apr.runtime import Runtime
 from apr.testing import ByteCodec, ScriptedEngine
 from apr.trace import Trace
@@ -143,6 +144,21 @@ def test_what_lies_beyond_the_search() -> None:
     assert diagnosed(run(config=replace(THREADS, max_value=71)), max_value=71).causes == {
         Cause.BEYOND: 1
     }
+
+
+def test_a_problem_without_a_solution() -> None:
+    for max_value in (0, 80):
+        found = diagnosed(run(posed=Problem((1, 1, 1), 40)), max_value=max_value)
+        assert found.causes == {Cause.UNSOLVABLE: 1}
+    assert Cause.UNSOLVABLE.meaning == "no solution exists"
+
+
+def test_traces_of_another_task_are_refused() -> None:
+    other = replace(run(), problem={"products": [[3, 4], [5, 6]]})
+    with pytest.raises(DataError, match="no Countdown problem"):
+        by_kind([run(), other])
+    with pytest.raises(DataError, match="no Countdown problem"):
+        diagnosed(run(), other)
 
 
 def test_a_single_thread_claims_falsely_or_nothing_or_never_ends() -> None:

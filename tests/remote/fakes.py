@@ -364,6 +364,7 @@ class FakeOpenAI(Fake):
     completion_path = "/v1/completions"
     takes_ids = True
     takes_extensions = False
+    tells_ids = False
     tells_logprobs = True
     split: Callable[[str], list[str]] = staticmethod(list)
     """How it cuts text into the tokens whose logprobs it tells."""
@@ -386,6 +387,8 @@ class FakeOpenAI(Fake):
     def whole(self, asked: Asked, ids: Sequence[int], reason: str | None) -> Json:
         text = self.codec.decode([i for i in ids if i != self.codec.eos_id])
         choice: Json = {"text": text, "finish_reason": reason, "logprobs": None}
+        if self.tells_ids:
+            choice["token_ids"] = list(ids)
         if self.tells_logprobs:
             tokens = [text] if text in self.codec.specials else self.split(text)
             choice["logprobs"] = {

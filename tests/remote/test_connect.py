@@ -24,6 +24,10 @@ from tests.remote.fakes import Fake, FakeOpenAI, FakeSGLang, FakeVLLM
             "openai+https://host/api/v2?model=a/b&context=4096",
             Address(Server.OPENAI, "https://host/api/v2", "a/b", 4096),
         ),
+        (
+            "openai://host?context=9&text=true",
+            Address(Server.OPENAI, "http://host/v1", None, 9, in_text=True),
+        ),
     ],
 )
 def test_an_address_says_what_and_where(text: str, address: Address) -> None:
@@ -43,6 +47,8 @@ def test_an_address_says_what_and_where(text: str, address: Address) -> None:
         "vllm://host:many",
         "vllm://host?context=long",
         "vllm://host?contxt=9",
+        "vllm://host?text=true",
+        "openai://host?text=yes",
     ],
 )
 def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:

@@ -13,7 +13,7 @@ from apr.errors import ConfigError, ContextError, EngineError, InputError
 from apr.interfaces import Engine
 from apr.remote import RemoteConfig, connect, update_weights
 from apr.runtime import Runtime
-from apr.testing import ScriptedEngine
+from apr.testing import ByteCodec, ScriptedEngine
 from apr.trace import Trace
 from apr.types import Completion, FinishReason, Sampling
 from tests.remote.conftest import Start, codec, says
@@ -199,6 +199,20 @@ def test_an_endpoint_is_asked_for_no_more_than_it_can(start: Start) -> None:
     assert server.bodies[-1]["prompt"] == "go on: "
     with pytest.raises(ConfigError, match="top_k"):
         run(engine.generate(PROMPT, Sampling(50, 1.0, top_k=4)))
+
+
+@pytest.mark.parametrize("extensions", [False, True])
+def test_an_endpoint_of_another_tokenizer_is_asked_in_text(start: Start, extensions: bool) -> None:
+    server = start(FakeOpenAI, says("12<join>3</join>4"))
+    server.takes_extensions = server.tells_ids = extensions
+    own = ByteCodec(["</join>"], bos="<|begin|>")
+    engine = connect(server.address + "&text=true", own)
+    prompt_ids = (own.bos_id, *own.encode("go on: "))
+    got = run(engine.generate(prompt_ids, Sampling(50, stop_ids=(own.token_id("</join>"),))))
+    assert got.ids == own.encode("12<join>3</join>")
+    assert [type(body["prompt"]) for body in server.bodies] == [str] * len(server.bodies)
+    assert server.bodies[-1]["prompt"] == "go on: ", "the endpoint begins a sequence itself"
+    assert engine.about["tells_ids"] is False
 
 
 def test_an_endpoint_that_cuts_text_elsewhere_gives_no_logprobs(start: Start) -> None:
