@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Sequence
 from enum import Enum
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -65,6 +66,12 @@ def check_least(least: float, **values: float) -> None:
     for name, value in values.items():
         if not value >= least:  # not a number is below everything
             raise ConfigError(f"{name} is {value}: give {least} or more")
+
+
+def check_drawing(temperature: float, top_p: float, top_k: int) -> None:
+    """Raises ConfigError where ids cannot be drawn so."""
+    if not 0 <= temperature < inf or top_k < 0 or not 0 < top_p <= 1:
+        raise ConfigError("temperature and top_k are 0 or more, and top_p above 0 and up to 1")
 
 
 def to_json(value: Any) -> Any:

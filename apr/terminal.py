@@ -27,6 +27,7 @@ from apr.eval.metrics import Summary
 from apr.interfaces import Codec
 from apr.runtime import Observer, Path
 from apr.trace import End, Thread, Trace, num_sampled
+from apr.viewer import plain
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _FRAMES_PER_SECOND = 10
@@ -181,7 +182,7 @@ class _Line:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         branch = self.branch
         style = self._style()
-        message = Text(_bare(branch.message))
+        message = Text(plain(branch.message))
         message.truncate(min(self.width, options.max_width // 2), overflow="ellipsis", pad=True)
         line = Text.assemble(
             (self._mark(console.get_time()), style),
@@ -228,12 +229,7 @@ class _Line:
 
 
 def _widest(messages: Iterable[str]) -> int:
-    return max((cell_len(_bare(m)) for m in messages), default=0)
-
-
-def _bare(message: str) -> str:
-    """``message`` on one line; a root's is its whole prompt, which marks it as a thread."""
-    return _flat(message.replace("<thread>", " ").replace("</thread>", " "))
+    return max((cell_len(plain(m)) for m in messages), default=0)
 
 
 def _flat(text: str) -> str:

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Run 6: every model, temperature, budget and window on the same problems, beside the paper's figures.
 source "$(dirname "$0")/common.sh"
-# The grid names its checkpoints from here; where they lie elsewhere, a copy of it does.
+# A copy of the grid names the checkpoints where they lie, and what decodes them.
 mkdir -p "$WORK" "$OUT/grid"
-sed "s|\"results/|\"$IN/|" recipes/grid-four.toml >"$WORK/grid-four.toml"
+sed -e "s|\"results/|\"$IN/|" -e "s|^checkpoint = .*|&\nengine = \"${ENGINE//&/\\&}\"|" \
+  recipes/grid-four.toml >"$WORK/grid-four.toml"
 within "$PYTHON" -m apr eval "$WORK/grid-four.toml" --out "$WORK/grid" --json \
   --set "count=$COUNT" >"$WORK/grid.json"
 cp "$WORK/grid.json" "$WORK/grid-four.toml" "$OUT/grid"

@@ -140,6 +140,9 @@ def test_steps_and_problems_are_set_from_outside(tmp_path: Path) -> None:
     *evaluations, grid = queue.of("eval")
     assert {count for words in evaluations for count in _values(words, "--count")} == {"5"}
     assert _values(grid, "--set") == ["count=5"]
+    engines = {model.engine for model in config.load(Path(grid[0]), api.GridRecipe).models}
+    assert engines == {_values(words, "--engine")[0] for words in evaluations}
+    assert engines == {"embedded://?max_batch=512&max_batch_tokens=8192&kv_gib=16"}
 
 
 def test_every_recipe_can_be_read_and_is_small_enough(queue: Queue) -> None:

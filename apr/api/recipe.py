@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from math import inf
 
-from apr.config import check_least
+from apr.config import check_drawing, check_least
 from apr.countdown.demonstrate import Demonstrate
 from apr.data.shards import Overlong
 from apr.engine import EngineConfig
@@ -170,8 +169,7 @@ class Inference:
     """Context window in tokens to condition on, for models trained so."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < inf or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError("temperature and top_k are 0 or more, and top_p above 0 and up to 1")
+        check_drawing(self.temperature, self.top_p, self.top_k)
         check_least(0, children=self.children or 0, window=self.window or 0)
         check_least(1, samples=self.samples)
         if self.temperature == 0 and self.method not in _ONE_RUN:

@@ -12,6 +12,7 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 from math import inf
 
+from apr.config import check_drawing
 from apr.engine.attention import PagedKV, Precision, page_bytes
 from apr.engine.graphs import DecodeGraphs
 from apr.engine.kernel import CompiledKV, attention_library, compiled_page_bytes
@@ -151,8 +152,7 @@ class EmbeddedEngine:
                 f"the prompt has ids outside of the model's vocabulary of {vocabulary}: "
                 "use the tokenizer the model was trained with"
             )
-        if not 0 <= sampling.temperature < inf or sampling.top_k < 0 or not 0 < sampling.top_p <= 1:
-            raise ConfigError("temperature and top_k are 0 or more, and top_p above 0 and up to 1")
+        check_drawing(sampling.temperature, sampling.top_p, sampling.top_k)
         if sampling.max_tokens < 1 or len(prompt_ids) + sampling.max_tokens > self.context:
             raise ContextError(
                 f"{len(prompt_ids)} tokens of prompt and {sampling.max_tokens} to sample do not "

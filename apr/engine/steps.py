@@ -134,8 +134,8 @@ class StepsInTorch:
         if self.graphs is None:
             return self._compute(chunks)
         # Prompts come in at any time: those that go on by a token do not wait for their shapes.
-        going_on = [c for c in chunks if c.samples and c.end - c.start == 1]
-        others = [c for c in chunks if not (c.samples and c.end - c.start == 1)]
+        going_on = [c for c in chunks if _goes_on(c)]
+        others = [c for c in chunks if not _goes_on(c)]
         sampled = self._compute(others) if others else []
         if going_on:
             sampled += _draw([c.sequence for c in going_on], self.graphs.logits(going_on))
@@ -151,6 +151,11 @@ class StepsInTorch:
             return []
         logits_BV = self.model.logits(hidden_ND[torch.from_numpy(last[rows]).to(self.device)])
         return _draw([chunks[i].sequence for i in rows], logits_BV)
+
+
+def _goes_on(chunk: Chunk) -> bool:
+    """Whether ``chunk`` is the last token of its sequence, all before it being computed."""
+    return chunk.samples and chunk.end - chunk.start == 1
 
 
 def split(chunks: list[Chunk], size: int, num_pages: int) -> list[list[Chunk]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -15,20 +16,30 @@ class Span(NamedTuple):
     end: int
 
 
-def spans(trace: Trace) -> list[list[Span]]:
-    """Those of each thread's calls, as on a machine that decodes all threads at the same speed.
+class Placed(NamedTuple):
+    """Where the threads of a trace stand."""
+
+    spans: list[list[Span]]  # of each thread's calls
+    ends: list[int]  # where each thread is over, and has waited for all it waits for
+
+
+def place(trace: Trace) -> Placed:
+    """Threads as on a machine that decodes all of them at the same speed.
 
     Children start where their parent spawned them, and their parent goes on where the last of them
-    joined. The root of a finished trace ends at its sequential tokens.
+    joined. The root ends at the sequential tokens of the trace.
     """
-    placed: list[list[Span]] = [[] for _ in trace.threads]
+    placed = Placed([[] for _ in trace.threads], [0] * len(trace.threads))
     _place(trace, trace.root, 0, placed)
     return placed
 
 
-def critical(trace: Trace) -> set[int]:
-    """Threads that somebody waits for: the root, and the last child of each of their spawns."""
-    ends = _ends(spans(trace), trace)
+def critical(trace: Trace, ends: Sequence[int]) -> set[int]:
+    """Threads that somebody waits for: the root, and the last child of each of their spawns.
+
+    Args:
+        ends: of all threads, as ``place`` tells them.
+    """
     found = {0}
     # A child stands behind its parent.
     for thread in trace.threads:
@@ -38,26 +49,18 @@ def critical(trace: Trace) -> set[int]:
     return found
 
 
-def _place(trace: Trace, thread: Thread, at: int, placed: list[list[Span]]) -> int:
-    """Where ``thread`` ends that starts at ``at``; its spans, and those below it, are noted."""
+def _place(trace: Trace, thread: Thread, at: int, placed: Placed) -> None:
+    """Note where ``thread``, which starts at ``at``, and those below it stand."""
     for call, children in zip_longest(thread.calls, thread.spawns):
         if call is not None:
-            placed[thread.index].append(Span(at, at + len(call.ids)))
+            placed.spans[thread.index].append(Span(at, at + len(call.ids)))
             at += len(call.ids)
-        ends = {c: _place(trace, trace.threads[c], at, placed) for c in children or ()}
-        at = max((ends[c] for c in _alive(trace, children or ())), default=at)
-    return at
+        for child in children or ():
+            _place(trace, trace.threads[child], at, placed)
+        at = max((placed.ends[c] for c in _alive(trace, children or ())), default=at)
+    placed.ends[thread.index] = at
 
 
 def _alive(trace: Trace, children: tuple[int, ...]) -> list[int]:
     """Those that their parent waited for: a cancelled child it went on without."""
     return [c for c in children if trace.threads[c].end is not End.CANCELLED]
-
-
-def _ends(placed: list[list[Span]], trace: Trace) -> list[int]:
-    """The last that is written in each thread and below it."""
-    ends = [max((span.end for span in of), default=0) for of in placed]
-    for thread in reversed(trace.threads):
-        if thread.parent is not None:
-            ends[thread.parent] = max(ends[thread.parent], ends[thread.index])
-    return ends

@@ -8,7 +8,7 @@ from html import escape
 from itertools import count
 
 from apr.trace import End, Thread, Trace, num_sampled
-from apr.viewer.spans import Span, critical, spans
+from apr.viewer.spans import Span, critical, place
 
 STYLE = """
 .apr { --ink: #1c1c1c; --muted: #5f5f5f; --line: #dddddd; --found: #00805e; --nothing: #9db4c4;
@@ -74,10 +74,10 @@ def svg(trace: Trace, links: bool = False) -> str:
     Args:
         links: each row leads to ``#thread-INDEX`` of the page around it.
     """
-    placed = spans(trace)
+    placed, ends = place(trace)
     end = max([1, *(span.end for own in placed for span in own)])
     at = _frame(trace, end)
-    waited = critical(trace)
+    waited = critical(trace, ends)
     bottom = at.y(len(trace.threads))
     rows = [_row(t, placed[t.index], t.index in waited, at) for t in trace.threads]
     if links:

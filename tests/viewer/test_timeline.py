@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from apr.trace import Call, End, Thread, Trace, coordinated
 from apr.types import FinishReason
 from apr.viewer import svg
-from apr.viewer.spans import critical, spans
+from apr.viewer.spans import Span, critical, place
 
 
 def thread(
@@ -28,6 +28,14 @@ def thread(
         Call((0,), tuple(range(n)), (0.0,) * n, FinishReason.STOP, 0.0, 0.0) for n in sampled
     )
     return Thread(index, parent, f"<thread>{index}</thread>", calls, tuple(spawns), end, "")
+
+
+def spans_of(trace: Trace) -> list[list[Span]]:
+    return place(trace).spans
+
+
+def waited_for(trace: Trace) -> set[int]:
+    return critical(trace, place(trace).ends)
 
 
 # 4 tokens, then 10 beside 20, of which 5 are a grandchild's, then 6.
@@ -44,8 +52,8 @@ NESTED = Trace(
 
 
 def test_children_start_where_they_were_spawned_and_their_parent_waits_for_the_last() -> None:
-    assert spans(NESTED) == [[(0, 4), (24, 30)], [(4, 14)], [(4, 13), (18, 24)], [(13, 18)]]
-    assert critical(NESTED) == {0, 2, 3}
+    assert spans_of(NESTED) == [[(0, 4), (24, 30)], [(4, 14)], [(4, 13), (18, 24)], [(13, 18)]]
+    assert waited_for(NESTED) == {0, 2, 3}
 
 
 def test_nobody_waits_for_a_cancelled_child() -> None:
@@ -53,8 +61,8 @@ def test_nobody_waits_for_a_cancelled_child() -> None:
         NESTED,
         threads=tuple(replace(t, end=End.CANCELLED) if t.index == 2 else t for t in NESTED.threads),
     )
-    assert spans(cancelled)[0] == [(0, 4), (14, 20)]
-    assert critical(cancelled) == {0, 1}
+    assert spans_of(cancelled)[0] == [(0, 4), (14, 20)]
+    assert waited_for(cancelled) == {0, 1}
 
 
 @st.composite
@@ -85,16 +93,17 @@ def trees(draw: st.DrawFn, depth: int = 3) -> list[Thread]:
 @given(trees())
 def test_a_trace_ends_at_its_sequential_tokens(threads: list[Thread]) -> None:
     trace = Trace({}, "apr", tuple(threads))
-    placed = spans(trace)
-    waited = [span.end for i in critical(trace) for span in placed[i]]
+    placed = spans_of(trace)
+    waited = [span.end for i in waited_for(trace) for span in placed[i]]
     assert max(waited, default=0) == trace.sequential_tokens
+    assert place(trace).ends[0] == trace.sequential_tokens
     assert sum(end - start for own in placed for start, end in own) == trace.total_tokens
 
 
 def test_a_root_that_samples_nothing_waits_for_phase_after_phase() -> None:
     one = Trace({}, "serial", (thread(0, None, [5]),))
     both = coordinated("all", [[one, one], [one]], End.JOINED)
-    assert spans(both) == [[], [(0, 5)], [(0, 5)], [(5, 10)]]
+    assert spans_of(both) == [[], [(0, 5)], [(0, 5)], [(5, 10)]]
     ET.fromstring(svg(both))
 
 
