@@ -13,18 +13,22 @@
 #include <immintrin.h>
 #endif
 
-/* A tile is ROWS rows by VECTORS vectors of sums: with 32 registers 8 rows, with 16 of them 4. */
+/* A tile is some rows by VECTORS vectors of sums: ROWS where there are many, and up to MOST where that
+   makes it one tile, which reads the weights once. So many sums fit 32 registers, or 16. */
 #if defined __AVX512F__ || defined __aarch64__
 #define ROWS 8
+#define MOST 12
 #else
 #define ROWS 4
+#define MOST 6
 #endif
-#define VECTORS 3
+#define VECTORS 2
 #define BLOCK 256 /* rows that a thread takes at a time */
 #define SERIAL (1 << 16) /* multiplications that are done sooner than threads are woken */
 #define MANY 500000       /* the same for a whole network */
 #define AT_ONCE 256       /* factors of a row that are rounded, then multiplied */
-#define NEAR 2048         /* factors that are asked for before they are multiplied */
+#define NEAR 2048         /* factors that a tile alone asks for before they are multiplied */
+#define FEW 8             /* rows beside which the processor reads that far ahead by itself */
 
 enum { LANES = WIDEST / sizeof(REAL), PANEL = VECTORS * LANES };
 #define VECTOR(type) __attribute__((vector_size(WIDEST), aligned(sizeof(type)), may_alias))
@@ -109,7 +113,7 @@ typedef struct {
 } ahead;
 
 /* One factor of each row of x, which are so far apart, times those of a panel's columns. */
-INLINE void accumulate(int rows, vec sum[8][VECTORS], const factor *x, int64_t apart, const factor *panel,
+INLINE void accumulate(int rows, vec sum[MOST][VECTORS], const factor *x, int64_t apart, const factor *panel,
                        ahead ask)
 {
     const factors *weights = (const factors *)panel;
@@ -124,9 +128,9 @@ INLINE void accumulate(int rows, vec sum[8][VECTORS], const factor *x, int64_t a
 INLINE void tile(int rows, int64_t k, int64_t n, int64_t columns, const REAL *x, const factor *panel,
                  REAL *out, int add, ahead ask)
 {
-    vec sum[8][VECTORS] = {0};
+    vec sum[MOST][VECTORS] = {0};
 #if BFLOAT16
-    factor some[8][AT_ONCE];
+    factor some[MOST][AT_ONCE];
     for (int64_t first = 0; first < k; first += 2 * AT_ONCE) {
         int64_t left = k - first, depth = left < 2 * AT_ONCE ? (left + 1) / 2 : AT_ONCE;
         for (int r = 0; r < rows; r++)
@@ -148,17 +152,23 @@ INLINE void tile(int rows, int64_t k, int64_t n, int64_t columns, const REAL *x,
 static void tiles(int64_t rows, int64_t k, int64_t n, int64_t columns, const REAL *x,
                   const factor *panel, REAL *out, int add)
 {
-    int64_t num = (rows + ROWS - 1) / ROWS, size = (k + NUMBERS - 1) / NUMBERS * PANEL;
+    int64_t num = rows <= MOST ? 1 : (rows + ROWS - 1) / ROWS;
+    int64_t size = (k + NUMBERS - 1) / NUMBERS * PANEL;
     /* All but the first find the panel in a cache: each asks for its share of the next one. */
     ahead ask = {num == 1 ? NEAR : size, 0, 0};
-    for (int64_t i = 1; i <= num; i++, rows -= ROWS, x += ROWS * k, out += ROWS * n) {
-        ask.to = i < num ? (VECTORS * i + num - 1) / num : VECTORS;
-        switch (rows < ROWS ? rows : ROWS) {
-#define CASE(some)                                                                                 \
-    case some:                                                                                     \
-        tile(some, k, n, columns, x, panel, out, add, ask);                                        \
+    int asked = num > 1 || rows > FEW ? VECTORS : 0;
+    for (int64_t i = 1, some; i <= num; i++, rows -= some, x += some * k, out += some * n) {
+        some = rows / (num - i + 1); /* all about as high as each other */
+        ask.to = (asked * i + num - 1) / num;
+        switch (some) {
+#define CASE(known)                                                                                \
+    case known:                                                                                    \
+        tile(known, k, n, columns, x, panel, out, add, ask);                                       \
         break;
-            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if MOST > 6
+            CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
         }
         ask.from = ask.to;
     }
