@@ -46,7 +46,7 @@ Engine = Annotated[
         "--engine",
         metavar="ADDRESS",
         help="Server that runs the checkpoint: vllm://host:port, sglang://..., several by commas; "
-        "or the embedded engine set otherwise: embedded://?bfloat16_products=true.",
+        "or the embedded engine set otherwise: embedded://?products=int8.",
     ),
 ]
 Minutes = Annotated[

@@ -25,6 +25,7 @@ from apr.engine import EmbeddedEngine, EngineConfig
 from apr.engine.sampler import draw
 from apr.models.llama import Attend, Llama, LlamaConfig
 from apr.models.native import CompiledAttend, CompiledLlama, Wanted
+from apr.models.precision import Precision
 from apr.runtime import Runtime
 from apr.testing import ByteCodec, ScriptedEngine
 from apr.trace import Trace
@@ -54,8 +55,8 @@ class Replay(Llama):
         self.register_buffer("following", _following(config, trace), persistent=False)
         self.register_buffer("certain", 100 * torch.eye(config.vocab_size), persistent=False)
 
-    def pack(self, bfloat16: bool = False) -> None:
-        super().pack(bfloat16)
+    def pack(self, products: Precision = Precision.MODEL) -> None:
+        super().pack(products)
         if self.compiled is not None:
             self.compiled = ReplayInC(self)
 

@@ -21,7 +21,7 @@ from apr.countdown.demonstrate import Condition
 from apr.countdown.narrate import Telling
 from apr.countdown.problem import Problem, Split, split_of
 from apr.engine import EmbeddedEngine, EngineConfig
-from apr.engine.attention import Precision
+from apr.models.precision import Precision
 from apr.errors import (
     CheckpointError,
     ConfigError,

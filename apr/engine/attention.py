@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from enum import StrEnum
 from itertools import groupby
 
 import numpy as np
@@ -24,29 +23,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apr.engine.scheduler import Chunk
 from apr.models.llama import LlamaConfig
+from apr.models.precision import Precision
 
 # cuDNN plans for each new shape, some tenths of a second long, and nearly every step has a new one.
 _ON_CUDA = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-class Precision(StrEnum):
-    """What keys and values are kept as."""
-
-    MODEL = "model"
-    """As the weights are: exact."""
-    BFLOAT16 = "bfloat16"
-    """8 significant bits: half the memory of float32."""
-    INT8 = "int8"
-    """8 bits a number and a scale for each head of each token: about a quarter of float32."""
-
-    def rounded(self, x: Tensor) -> Tensor:
-        """What is left of (N, KV, d) when it has been kept."""
-        if self is Precision.BFLOAT16:
-            return x.bfloat16().to(x.dtype)
-        if self is Precision.INT8:
-            scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-20) / 127
-            return (x / scale).round() * scale
-        return x
 
 
 class PagedKV:

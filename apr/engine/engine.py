@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import inf
 
 from apr.config import check_drawing
-from apr.engine.attention import PagedKV, Precision, page_bytes
+from apr.engine.attention import PagedKV, page_bytes
 from apr.engine.graphs import DecodeGraphs
 from apr.engine.kernel import CompiledKV, attention_library, compiled_page_bytes
 from apr.engine.loop import Loop
@@ -24,6 +24,7 @@ from apr.engine.steps import Steps, StepsInC, StepsInTorch
 from apr.errors import ConfigError, ContextError, EngineError
 from apr.interfaces import Codec
 from apr.models.llama import Llama, LlamaConfig
+from apr.models.precision import Precision
 from apr.types import Completion, Sampling
 
 _CACHED_BATCHES = 4
@@ -44,10 +45,11 @@ class EngineConfig:
     """Tokens of one page."""
     kv_precision: Precision = Precision.MODEL
     """What keys and values are stored as; all but ``model`` shift logprobs a little."""
-    bfloat16_products: bool = False
-    """Round what is multiplied to bfloat16, sums staying in float32: of a network of float32, in C.
+    products: Precision = Precision.MODEL
+    """What both sides of a product are rounded to: of a network of float32, in C.
 
-    Half the time of a product on processors that multiply so; logprobs shift a little."""
+    On processors that multiply so, half the time of a product in bfloat16 and a quarter in int8, and
+    as much less to read of the weights; logprobs shift, by int8 most."""
     burst: int = 32
     """Most ids in a row that a sequence is given before the others are heard, in C; 1 is none."""
     cuda_graphs: bool = True
@@ -125,11 +127,12 @@ class EmbeddedEngine:
         self.scheduler.cache.clear()
 
     def _pack(self) -> None:
-        self.model.pack(self.config.bfloat16_products)
-        if self.config.bfloat16_products and self.model.compiled is None:
+        products = self.config.products
+        self.model.pack(products)
+        if products is not Precision.MODEL and self.model.compiled is None:
             raise ConfigError(
-                "bfloat16_products takes a network of float32 on a CPU, and a C compiler: leave it "
-                "out, or load the network in bfloat16"
+                f"products in {products} take a network of float32 on a CPU, and a C compiler: "
+                "leave products out, or load the network in bfloat16"
             )
 
     def _steps(self) -> Steps:

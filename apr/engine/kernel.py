@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apr.engine.attention import Precision, lazy_zeros
+from apr.engine.attention import lazy_zeros
 from apr.engine.scheduler import Chunk
 from apr.models import native
 from apr.models.llama import LlamaConfig
+from apr.models.precision import Precision
 
-_STORED = {Precision.MODEL: 0, Precision.BFLOAT16: 1, Precision.INT8: 2}
 _WIDEST = 16
 """Numbers of the widest vectors there are."""
 
@@ -44,7 +44,7 @@ def attention_library(
         HEAD_DIM=config.head_dim,
         PAGE=page_size,
         COMMON=math.gcd(config.head_dim, page_size, _WIDEST),
-        STORED=_STORED[precision],
+        STORED=precision.number,
     )
     if library is not None:
         n, p = ctypes.c_int64, ctypes.c_void_p

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from apr.config import check_least
 from apr.errors import ConfigError
 from apr.models import native
+from apr.models.precision import Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +167,15 @@ class Llama(nn.Module):
         """(N, D) -> (N, V)."""
         return cast(Tensor, self.lm_head(hidden_ND))
 
-    def pack(self, bfloat16: bool = False) -> None:
+    def pack(self, products: Precision = Precision.MODEL) -> None:
         """Ready the weights for inference; to be called again whenever they have changed.
 
         Args:
-            bfloat16: multiply in it, where that can be compiled; sums stay in float32.
+            products: what they round both sides to, where that can be compiled.
         """
         for module in self.modules():
             if isinstance(module, Linear):
-                module.packed = native.packed(module.weight, bfloat16)
+                module.packed = native.packed(module.weight, products)
         self.compiled = None if self.lm_head.packed is None else native.CompiledLlama(self)
 
     @property

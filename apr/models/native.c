@@ -1,7 +1,8 @@
 /* A Llama in C, for inference: every product, and the whole network around an attention that the
    caller hands in. Compiled by apr.models.native:
      REAL      float or double
-     BFLOAT16  1 if products multiply in bfloat16, sums being floats; 0 if they multiply REALs
+     ROUNDED   what products round both sides to: 0 nothing, 1 bfloat16, 2 int8, with a scale for each row
+               of x and of a matrix; 1 and 2 with floats alone
 
    Each number of a product is a sum in one fixed order, however many rows there are: what a token
    gives does not depend, not by one bit, on what else is in the batch. */
@@ -9,7 +10,7 @@
 #include "vectors.h"
 #include <omp.h>
 #include <stdlib.h>
-#if BFLOAT16 && defined __AVX512BF16__
+#if ROUNDED && defined __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -26,7 +27,6 @@
 #define BLOCK 256 /* rows that a thread takes at a time */
 #define SERIAL (1 << 16) /* multiplications that are done sooner than threads are woken */
 #define MANY 500000       /* the same for a whole network */
-#define AT_ONCE 256       /* factors of a row that are rounded, then multiplied */
 #define NEAR 2048         /* factors that a tile alone asks for before they are multiplied */
 #define FEW 8             /* rows beside which the processor reads that far ahead by itself */
 
@@ -35,17 +35,23 @@ enum { LANES = WIDEST / sizeof(REAL), PANEL = VECTORS * LANES };
 typedef REAL vec VECTOR(REAL);
 
 /* What is multiplied at a time: NUMBERS of a row of x with as many of each of the columns of a vector. */
-#if BFLOAT16
-typedef uint32_t factor; /* the first of the two in its lower half */
-enum { NUMBERS = 2 };
+#if ROUNDED
+typedef uint32_t factor; /* the first of its numbers in its lowest bits */
+typedef uint32_t bits VECTOR(uint32_t);
 #else
 typedef REAL factor;
-enum { NUMBERS = 1 };
 #endif
 typedef factor factors VECTOR(factor);
 
-#if BFLOAT16
-typedef uint32_t bits VECTOR(uint32_t);
+#if ROUNDED == 0
+enum { NUMBERS = 1, TAIL = 0 };
+typedef vec sums;
+INLINE sums multiply_add(sums sum, REAL x, factors weights) { return sum + x * weights; }
+INLINE vec finish(sums sum, const factor *row, const factor *columns) { return sum; }
+
+#elif ROUNDED == 1
+enum { NUMBERS = 2, TAIL = 0 };
+typedef vec sums;
 typedef uint16_t half __attribute__((vector_size(WIDEST / 2), aligned(sizeof(uint16_t)), may_alias));
 
 /* To the nearest, ties to even. */
@@ -60,7 +66,7 @@ INLINE half rounded(vec x)
 }
 
 /* The factors of a row of k numbers, of which the last may have nothing beside it. */
-INLINE void factorize(const REAL *row, int64_t k, factor *to)
+static void factorize(const REAL *row, int64_t k, factor *to)
 {
     int64_t whole = k - k % LANES;
     for (int64_t j = 0; j < whole; j += LANES)
@@ -72,7 +78,7 @@ INLINE void factorize(const REAL *row, int64_t k, factor *to)
     }
 }
 
-INLINE vec multiply_add(vec sum, uint32_t x, factors weights)
+INLINE sums multiply_add(sums sum, uint32_t x, factors weights)
 {
 #if defined __AVX512BF16__
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(x), (__m512bh)weights);
@@ -83,26 +89,85 @@ INLINE vec multiply_add(vec sum, uint32_t x, factors weights)
     return sum + numbers[0] * (vec)(weights << 16) + numbers[1] * (vec)(weights & 0xffff0000);
 #endif
 }
+
+INLINE vec finish(sums sum, const factor *row, const factor *columns) { return sum; }
+
 #else
-INLINE void factorize(const REAL *row, int64_t k, factor *to) { memcpy(to, row, k * sizeof *row); }
-INLINE vec multiply_add(vec sum, REAL x, factors weights) { return sum + x * weights; }
+/* Behind the factors of a row its scale and its sum; behind those of a panel, a vector of each. */
+enum { NUMBERS = 4, TAIL = 2, ZERO = 128 };
+typedef int32_t sums VECTOR(int32_t);
+
+/* The factors of a row of k numbers: each is its scale times an integer from -127 to 127, to which
+   ZERO is added, since processors multiply unsigned bytes by signed ones. */
+static void factorize(const REAL *row, int64_t k, factor *to)
+{
+    int64_t depth = (k + NUMBERS - 1) / NUMBERS;
+    uint8_t *bytes = (uint8_t *)to;
+    REAL most = 1e-20;
+    int32_t sum = 0;
+#pragma omp simd reduction(max : most)
+    for (int64_t j = 0; j < k; j++)
+        most = fabs(row[j]) > most ? fabs(row[j]) : most;
+    REAL scale = most / 127, per = 1 / scale;
+#pragma omp simd
+    for (int64_t j = 0; j < k; j++)
+        bytes[j] = (uint8_t)((int32_t)rint(row[j] * per) + ZERO);
+    memset(bytes + k, ZERO, depth * NUMBERS - k);
+    for (int64_t j = 0; j < k; j++)
+        sum += bytes[j] - ZERO;
+    memcpy(to + depth, &scale, sizeof scale);
+    memcpy(to + depth + 1, &sum, sizeof sum);
+}
+
+/* x: unsigned bytes, and signed ones of weights. */
+INLINE sums multiply_add(sums sum, uint32_t x, factors weights)
+{
+#if defined __AVX512VNNI__
+    return (sums)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(x), (__m512i)weights);
+#else
+    for (int i = 0; i < 32; i += 8)
+        sum += (int32_t)(x >> i & 255) * ((sums)(weights << (24 - i)) >> 24);
+    return sum;
+#endif
+}
+
+/* What a sum of products is, given the tails of a row and of the columns of a vector. */
+INLINE vec finish(sums sum, const factor *row, const factor *columns)
+{
+    REAL scale;
+    memcpy(&scale, row, sizeof scale);
+    sums exact = sum - ZERO * *(const sums *)(columns + PANEL);
+    return scale * *(const vec *)columns * __builtin_convertvector(exact, vec);
+}
 #endif
 
-int64_t panel(void) { return PANEL; }
-int64_t numbers(void) { return NUMBERS; }
+/* Factors of a row of k numbers, and of a panel of so many columns. */
+INLINE int64_t depth_of(int64_t k) { return (k + NUMBERS - 1) / NUMBERS + TAIL; }
+
+/* Factors of a packed matrix (n, k). */
+int64_t packed_size(int64_t n, int64_t k) { return (n + PANEL - 1) / PANEL * PANEL * depth_of(k); }
 
 /* A matrix (n, k) in panels: PANEL of its rows, lying side by side so that k comes last; zeros where
    the last panel has no row. */
 void pack(int64_t n, int64_t k, const REAL *matrix, factor *packed)
 {
-    int64_t depth = (k + NUMBERS - 1) / NUMBERS;
+    int64_t depth = depth_of(k);
 #pragma omp parallel for
     for (int64_t i = 0; i < n + PANEL - 1 - (n - 1) % PANEL; i++) {
-        factor row[depth + LANES];
+        factor own[depth + LANES], *to = packed + i / PANEL * depth * PANEL + i % PANEL;
+        const factor *row = own;
+#if ROUNDED
         if (i < n)
-            factorize(matrix + i * k, k, row);
+            factorize(matrix + i * k, k, own);
+#else
+        row = matrix + i * k;
+#endif
         for (int64_t j = 0; j < depth; j++)
-            packed[(i / PANEL * depth + j) * PANEL + i % PANEL] = i < n ? row[j] : 0;
+            to[j * PANEL] = i < n ? row[j] : 0;
+#if ROUNDED == 2
+        for (int64_t j = 0; j < depth - TAIL && i < n; j++)
+            to[j * PANEL] ^= 0x80808080; /* less ZERO: signed bytes */
+#endif
     }
 }
 
@@ -112,58 +177,43 @@ typedef struct {
     int from, to;
 } ahead;
 
-/* One factor of each row of x, which are so far apart, times those of a panel's columns. */
-INLINE void accumulate(int rows, vec sum[MOST][VECTORS], const factor *x, int64_t apart, const factor *panel,
-                       ahead ask)
+/* A few rows of x, which are so far apart, times one panel; rows is known when this is compiled. */
+INLINE void tile(int rows, int64_t depth, int64_t n, int64_t columns, const factor *x, int64_t apart,
+                 const factor *panel, REAL *out, int add, ahead ask)
 {
-    const factors *weights = (const factors *)panel;
-    for (int c = ask.from; c < ask.to; c++)
-        __builtin_prefetch((const factors *)(panel + ask.far) + c, 0, 2);
-    for (int r = 0; r < rows; r++)
-        for (int c = 0; c < VECTORS; c++)
-            sum[r][c] = multiply_add(sum[r][c], x[r * apart], weights[c]);
-}
-
-/* A few rows of x times one panel; rows is known when this is compiled. */
-INLINE void tile(int rows, int64_t k, int64_t n, int64_t columns, const REAL *x, const factor *panel,
-                 REAL *out, int add, ahead ask)
-{
-    vec sum[MOST][VECTORS] = {0};
-#if BFLOAT16
-    factor some[MOST][AT_ONCE];
-    for (int64_t first = 0; first < k; first += 2 * AT_ONCE) {
-        int64_t left = k - first, depth = left < 2 * AT_ONCE ? (left + 1) / 2 : AT_ONCE;
+    sums sum[MOST][VECTORS] = {0};
+    for (int64_t j = 0; j < depth - TAIL; j++) {
+        const factors *weights = (const factors *)(panel + j * PANEL);
+        for (int c = ask.from; c < ask.to; c++)
+            __builtin_prefetch((const factors *)(panel + j * PANEL + ask.far) + c, 0, 2);
         for (int r = 0; r < rows; r++)
-            factorize(x + r * k + first, left < 2 * AT_ONCE ? left : 2 * AT_ONCE, some[r]);
-        for (int64_t j = 0; j < depth; j++, panel += PANEL)
-            accumulate(rows, sum, &some[0][j], AT_ONCE, panel, ask);
+            for (int c = 0; c < VECTORS; c++)
+                sum[r][c] = multiply_add(sum[r][c], x[r * apart + j], weights[c]);
     }
-#else
-    for (int64_t j = 0; j < k; j++)
-        accumulate(rows, sum, x + j, k, panel + j * PANEL, ask);
-#endif
     for (int r = 0; r < rows; r++) {
-        const REAL *from = (const REAL *)sum[r];
+        vec all[VECTORS];
+        for (int c = 0; c < VECTORS; c++)
+            all[c] = finish(sum[r][c], x + r * apart + depth - TAIL, panel + (depth - TAIL) * PANEL + c * LANES);
+        const REAL *from = (const REAL *)all;
         for (int64_t c = 0; c < columns; c++)
             out[r * n + c] = add ? out[r * n + c] + from[c] : from[c];
     }
 }
 
-static void tiles(int64_t rows, int64_t k, int64_t n, int64_t columns, const REAL *x,
+static void tiles(int64_t rows, int64_t depth, int64_t n, int64_t columns, const factor *x, int64_t apart,
                   const factor *panel, REAL *out, int add)
 {
     int64_t num = rows <= MOST ? 1 : (rows + ROWS - 1) / ROWS;
-    int64_t size = (k + NUMBERS - 1) / NUMBERS * PANEL;
     /* All but the first find the panel in a cache: each asks for its share of the next one. */
-    ahead ask = {num == 1 ? NEAR : size, 0, 0};
+    ahead ask = {num == 1 ? NEAR : depth * PANEL, 0, 0};
     int asked = num > 1 || rows > FEW ? VECTORS : 0;
-    for (int64_t i = 1, some; i <= num; i++, rows -= some, x += some * k, out += some * n) {
+    for (int64_t i = 1, some; i <= num; i++, rows -= some, x += some * apart, out += some * n) {
         some = rows / (num - i + 1); /* all about as high as each other */
         ask.to = (asked * i + num - 1) / num;
         switch (some) {
 #define CASE(known)                                                                                \
     case known:                                                                                    \
-        tile(known, k, n, columns, x, panel, out, add, ask);                                       \
+        tile(known, depth, n, columns, x, apart, panel, out, add, ask);                                      \
         break;
             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if MOST > 6
@@ -174,27 +224,41 @@ static void tiles(int64_t rows, int64_t k, int64_t n, int64_t columns, const REA
     }
 }
 
+/* Factors from one row of k numbers to the next: not in the same place of every page. */
+INLINE int64_t apart_of(int64_t k) { return ROUNDED ? depth_of(k) + LANES : k; }
+
 /* x (rows, k) times a packed matrix (n, k), to out (rows, n) or added to what is there. This and all
-   up to forward is called by every thread, and over when it is over for all. */
+   up to forward is called by every thread, and over when it is over for all.
+   room: for the factors of x, where those are not x itself. */
 static void product(int64_t rows, int64_t k, int64_t n, const REAL *x, const factor *packed,
-                    REAL *out, int add)
+                    REAL *out, int add, void *room)
 {
     int64_t panels = (n + PANEL - 1) / PANEL, blocks = (rows + BLOCK - 1) / BLOCK;
-    int64_t panel_size = (k + NUMBERS - 1) / NUMBERS * PANEL;
+    int64_t depth = depth_of(k), apart = apart_of(k);
+#if ROUNDED
+    factor *from = room;
+#pragma omp for
+    for (int64_t i = 0; i < rows; i++)
+        factorize(x + i * k, k, from + i * apart);
+#else
+    const factor *from = x;
+#endif
 #pragma omp for collapse(2)
     for (int64_t p = 0; p < panels; p++)
         for (int64_t b = 0; b < blocks; b++) {
             int64_t first = b * BLOCK, left = rows - first, columns = n - p * PANEL;
-            tiles(left < BLOCK ? left : BLOCK, k, n, columns < PANEL ? columns : PANEL, x + first * k,
-                  packed + p * panel_size, out + first * n + p * PANEL, add);
+            tiles(left < BLOCK ? left : BLOCK, depth, n, columns < PANEL ? columns : PANEL,
+                  from + first * apart, apart, packed + p * depth * PANEL, out + first * n + p * PANEL, add);
         }
 }
 
 /* The same, called by one thread. */
 void linear(int64_t rows, int64_t k, int64_t n, const REAL *x, const factor *packed, REAL *out)
 {
+    void *room = ROUNDED ? malloc(rows * apart_of(k) * sizeof(factor)) : NULL;
 #pragma omp parallel if (rows * k * n > SERIAL)
-    product(rows, k, n, x, packed, out, 0);
+    product(rows, k, n, x, packed, out, 0, room);
+    free(room);
 }
 
 /* x (n, width) -> out: each row divided by its root mean square, times weight (width). */
@@ -270,12 +334,19 @@ typedef struct {
     double *seconds;     /* what each part took is added */
 } tokens;
 
+/* Numbers that the factors of a token need, whatever is multiplied. */
+static int64_t room_of(const network *m)
+{
+    int64_t mixed = m->heads * m->d, longest = m->width > m->inner ? m->width : m->inner;
+    return ROUNDED ? apart_of(longest > mixed ? longest : mixed) : 0;
+}
+
 /* Numbers that forward needs for each token beside its output. */
 int64_t scratch(const network *m)
 {
     int64_t mixed = m->heads * m->d, qkv = mixed + 2 * m->kv_heads * m->d;
     int64_t first = qkv + mixed, second = 3 * m->inner;
-    return 2 * m->width + (first > second ? first : second);
+    return room_of(m) + 2 * m->width + (first > second ? first : second);
 }
 
 static void took(int part, double *since, double *seconds)
@@ -292,7 +363,8 @@ static void layers(const network *m, const tokens *t)
 {
     int64_t n = t->n, width = m->width, inner = m->inner, d = m->d;
     int64_t mixed = m->heads * d, qkv = mixed + 2 * m->kv_heads * d;
-    REAL *x = t->scratch, *normed = x + n * width, *wide = normed + n * width;
+    void *room = t->scratch;
+    REAL *x = t->scratch + n * room_of(m), *normed = x + n * width, *wide = normed + n * width;
     REAL *k = wide + mixed, *v = k + m->kv_heads * d, *narrow = wide + n * qkv;
     double since = omp_get_wtime();
 #pragma omp for
@@ -302,21 +374,21 @@ static void layers(const network *m, const tokens *t)
         const void **w = m->layers + 6 * l;
         rms_norm(n, width, x, w[0], m->eps, normed);
         took(REST, &since, t->seconds);
-        product(n, width, qkv, normed, w[1], wide, 0);
+        product(n, width, qkv, normed, w[1], wide, 0, room);
         took(PRODUCTS, &since, t->seconds);
         rotate(n, m->heads + m->kv_heads, d, qkv, wide, t->positions, m->cos, m->sin);
         took(REST, &since, t->seconds);
         t->attend(t->step, t->kv + l * t->kv_bytes, wide, qkv, k, qkv, v, qkv, narrow);
         took(ATTENTION, &since, t->seconds);
-        product(n, mixed, width, narrow, w[2], x, 1);
+        product(n, mixed, width, narrow, w[2], x, 1, room);
         took(PRODUCTS, &since, t->seconds);
         rms_norm(n, width, x, w[3], m->eps, normed);
         took(REST, &since, t->seconds);
-        product(n, width, 2 * inner, normed, w[4], wide, 0);
+        product(n, width, 2 * inner, normed, w[4], wide, 0, room);
         took(PRODUCTS, &since, t->seconds);
         silu_mul(n, inner, wide, wide + 2 * n * inner);
         took(REST, &since, t->seconds);
-        product(n, inner, width, wide + 2 * n * inner, w[5], x, 1);
+        product(n, inner, width, wide + 2 * n * inner, w[5], x, 1, room);
         took(PRODUCTS, &since, t->seconds);
     }
     rms_norm(n, width, x, m->norm, m->eps, t->out);
@@ -429,7 +501,7 @@ void decode(const network *m, tokens *t, draws *d)
 #pragma omp parallel if (n * m->width * d->vocab > SERIAL)
         {
             double since = omp_get_wtime();
-            product(n, m->width, d->vocab, d->hidden, d->head, d->logits, 0);
+            product(n, m->width, d->vocab, d->hidden, d->head, d->logits, 0, t->scratch);
             took(PRODUCTS, &since, t->seconds);
 #pragma omp for
             for (int64_t i = 0; i < n; i++) {

@@ -25,6 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from apr.models.precision import Precision
+
 if TYPE_CHECKING:
     from apr.models.llama import Block, Llama
 
@@ -95,10 +97,8 @@ class Packed:
     def __init__(self, compiled: ctypes.CDLL, weight: Tensor) -> None:
         self.compiled = compiled
         self.num_out, self.num_in = weight.shape
-        panel, numbers = compiled.panel(), compiled.numbers()
-        depth = -(-self.num_in // numbers)
         # A factor takes as many bytes as a weight, whatever the number of numbers in it.
-        self.factors = weight.new_empty(-(-self.num_out // panel) * panel * depth)
+        self.factors = weight.new_empty(compiled.packed_size(self.num_out, self.num_in))
         weight = weight.detach().contiguous()
         compiled.pack(self.num_out, self.num_in, weight.data_ptr(), self.factors.data_ptr())
 
@@ -275,29 +275,31 @@ def _layer(block: Block) -> list[Tensor]:
     ]
 
 
-def packed(weight: Tensor, bfloat16: bool = False) -> Packed | None:
+def packed(weight: Tensor, rounded: Precision = Precision.MODEL) -> Packed | None:
     """``weight`` for inference; None off CPUs and without a compiler.
 
     Args:
-        bfloat16: as for ``compiled``.
+        rounded: as for ``compiled``.
     """
-    found = compiled(weight, bfloat16)
+    found = compiled(weight, rounded)
     return None if found is None else Packed(found, weight)
 
 
-def compiled(weight: Tensor, bfloat16: bool = False) -> ctypes.CDLL | None:
+def compiled(weight: Tensor, rounded: Precision = Precision.MODEL) -> ctypes.CDLL | None:
     """``native.c`` for the numbers of ``weight``; None off CPUs and without a compiler.
 
     Args:
-        bfloat16: for products of float32 that round both sides to bfloat16 and sum in float32.
+        rounded: what products round both sides to; anything but ``model`` is for float32 alone.
     """
-    if weight.device.type != "cpu" or (bfloat16 and weight.dtype != torch.float32):
+    exact = rounded is Precision.MODEL
+    if weight.device.type != "cpu" or not (exact or weight.dtype == torch.float32):
         return None
-    found = library(SOURCE, weight.dtype, BFLOAT16=int(bfloat16))
+    found = library(SOURCE, weight.dtype, ROUNDED=rounded.number)
     if found is not None:
         n, p = ctypes.c_int64, ctypes.c_void_p
-        found.panel.restype = found.numbers.restype = found.scratch.restype = n
+        found.packed_size.restype = found.scratch.restype = n
         found.pack.restype = found.linear.restype = found.decode.restype = None
+        found.packed_size.argtypes = [n, n]
         found.pack.argtypes = [n, n, p, p]
         found.linear.argtypes = [n, n, n, p, p, p]
         found.scratch.argtypes = [p]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from apr.engine import EmbeddedEngine, EngineConfig
-from apr.engine.attention import Precision
+from apr.models.precision import Precision
 from apr.engine.scheduler import Chunk
 from apr.engine.sequence import sequence_of
 from apr.engine.steps import StepsInC, split
@@ -111,21 +111,21 @@ def test_greedy_ids_do_not_depend_on_company_memory_or_cache(network: Llama) -> 
     assert warm.scheduler.num_reused > 500
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("products", Precision)
 def test_in_c_not_one_bit_depends_on_company_memory_or_cache(
-    network: Llama, backend: str, bfloat16: bool
+    network: Llama, backend: str, products: Precision
 ) -> None:
     if backend != "compiled":
         pytest.skip("torch sums in another order for other shapes")
     single = in_float32(network)
     asked = prompts(30)
-    how = EngineConfig(page_size=4, bfloat16_products=bfloat16)
+    how = EngineConfig(page_size=4, products=products)
     engine = EmbeddedEngine(single, replace(how, prefix_cache=False))
     alone = [complete(engine, [p], Sampling(30))[0] for p in asked]
     for other in (
         EmbeddedEngine(single, how),
-        tight(single, bfloat16_products=bfloat16),
-        tight(single, bfloat16_products=bfloat16, max_batch_tokens=7),
+        tight(single, products=products),
+        tight(single, products=products, max_batch_tokens=7),
     ):
         assert complete(other, asked, Sampling(30)) == alone
 
@@ -155,14 +155,18 @@ def test_narrow_keys_and_values_shift_logprobs_a_little_and_alike(
     assert 1e-4 < mean_shift(network, asked, alone) < 0.02
 
 
-def test_products_in_bfloat16_shift_logprobs_a_little(network: Llama, backend: str) -> None:
+@pytest.mark.parametrize("products", [Precision.BFLOAT16, Precision.INT8])
+def test_rounded_products_shift_logprobs_a_little(
+    network: Llama, backend: str, products: Precision
+) -> None:
+    how = EngineConfig(products=products)
     if backend != "compiled":
-        with pytest.raises(ConfigError, match="and a C compiler: leave it out"):
-            EmbeddedEngine(in_float32(network), EngineConfig(bfloat16_products=True))
+        with pytest.raises(ConfigError, match="and a C compiler: leave products out"):
+            EmbeddedEngine(in_float32(network), how)
         return
-    with pytest.raises(ConfigError, match="takes a network of float32"):
-        EmbeddedEngine(network, EngineConfig(bfloat16_products=True))
-    engine = EmbeddedEngine(in_float32(network), EngineConfig(bfloat16_products=True))
+    with pytest.raises(ConfigError, match="take a network of float32"):
+        EmbeddedEngine(network, how)
+    engine = EmbeddedEngine(in_float32(network), how)
     asked = prompts(8)
     for _ in range(2):
         got = complete(engine, asked, Sampling(30))

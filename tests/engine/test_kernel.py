@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from apr.engine.attention import PagedKV, Precision, page_bytes
+from apr.engine.attention import PagedKV, page_bytes
+from apr.models.precision import Precision
 from apr.engine.kernel import CompiledKV, attention_library, compiled_page_bytes
 from apr.engine.scheduler import Chunk
 from apr.models.llama import Llama, LlamaConfig

@@ -10,6 +10,7 @@ import torch
 
 from apr.models import native
 from apr.models.llama import Llama, LlamaConfig
+from apr.models.precision import Precision
 
 SOURCE = Path(native.__file__).with_name("native.c")
 DTYPES = pytest.mark.parametrize(
@@ -31,15 +32,15 @@ def numbers(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def pack(weight: torch.Tensor, bfloat16: bool = False) -> native.Packed:
-    packed = native.packed(weight, bfloat16)
+def pack(weight: torch.Tensor, rounded: Precision = Precision.MODEL) -> native.Packed:
+    packed = native.packed(weight, rounded)
     if packed is None:
         pytest.skip("no C compiler here")
     return packed
 
 
 # Tiles of every size, last panels of every kind, one block of rows and several.
-@pytest.mark.parametrize("num_out", [1, 11, 12, 47, 48, 49, 200])
+@pytest.mark.parametrize("num_out", [1, 11, 12, 31, 32, 33, 200])
 @DTYPES
 def test_a_product_is_what_torch_makes_of_it(
     num_out: int, dtype: torch.dtype, tolerance: float
@@ -51,38 +52,53 @@ def test_a_product_is_what_torch_makes_of_it(
         torch.testing.assert_close(packed(x), x @ weight.T, rtol=0, atol=50 * tolerance)
 
 
-# One number too many for a pair, for a vector, and for what is rounded at a time.
-@pytest.mark.parametrize("num_in", [1, 2, 16, 37, 512, 513, 1100])
-def test_a_product_in_bfloat16_rounds_both_sides_and_sums_in_float32(num_in: int) -> None:
+ROUNDED = pytest.mark.parametrize("rounded", [Precision.BFLOAT16, Precision.INT8])
+
+
+# Some numbers too many for a factor, and for a vector.
+@pytest.mark.parametrize("num_in", [1, 2, 3, 16, 37, 512, 513, 1100])
+@ROUNDED
+def test_a_rounded_product_rounds_both_sides_and_sums_exactly(
+    rounded: Precision, num_in: int
+) -> None:
     weight = numbers(49, num_in, dtype=torch.float32)
-    packed = pack(weight, bfloat16=True)
-    for rows in (*range(1, 10), 300):
+    packed = pack(weight, rounded)
+    for rows in (*range(1, 20), 300):
         x = numbers(rows, num_in, dtype=torch.float32)
-        want = x.bfloat16().double() @ weight.bfloat16().double().T
+        want = rounded.rounded(x).double() @ rounded.rounded(weight).double().T
         tolerance = 1e-6 * num_in**0.5 * float(want.abs().max())
         torch.testing.assert_close(packed(x).double(), want, rtol=0, atol=tolerance)
 
 
-def test_a_processor_without_bfloat16_rounds_the_same(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_rows_of_zeros_and_of_one_large_number_are_rounded_to_themselves() -> None:
+    weight, x = torch.eye(40), torch.zeros(3, 40)
+    x[1, 7], x[2, 39] = 1e6, -3e-6
+    torch.testing.assert_close(pack(weight, Precision.INT8)(x), x)
+
+
+@ROUNDED
+def test_a_processor_that_does_not_multiply_so_rounds_the_same(
+    rounded: Precision, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weight, x = (numbers(n, 70, dtype=torch.float32) for n in (50, 9))
-    here = pack(weight, bfloat16=True)(x)
+    here = pack(weight, rounded)(x)
     native._library.cache_clear()
-    monkeypatch.setenv("CC", "cc -U__AVX512BF16__")
-    torch.testing.assert_close(pack(weight, bfloat16=True)(x), here, rtol=0, atol=1e-4)
+    monkeypatch.setenv("CC", "cc -U__AVX512BF16__ -U__AVX512VNNI__")
+    torch.testing.assert_close(pack(weight, rounded)(x), here, rtol=0, atol=1e-4)
     assert len(list(cache.iterdir())) == 2
 
 
-def test_products_in_bfloat16_are_of_float32_alone() -> None:
-    assert native.packed(numbers(3, 3, dtype=torch.float64), bfloat16=True) is None
+@ROUNDED
+def test_rounded_products_are_of_float32_alone(rounded: Precision) -> None:
+    assert native.packed(numbers(3, 3, dtype=torch.float64), rounded) is None
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bfloat16"), [(torch.float32, False), (torch.float64, False), (torch.float32, True)]
+    ("dtype", "rounded"),
+    [(torch.float64, Precision.MODEL), *((torch.float32, rounded) for rounded in Precision)],
 )
-def test_a_row_is_the_same_in_any_company(dtype: torch.dtype, bfloat16: bool) -> None:
-    packed = pack(numbers(100, 64, dtype=dtype), bfloat16)
+def test_a_row_is_the_same_in_any_company(dtype: torch.dtype, rounded: Precision) -> None:
+    packed = pack(numbers(100, 64, dtype=dtype), rounded)
     x = numbers(500, 64, dtype=dtype)
     together = packed(x)
     for start, end in [(0, 1), (3, 5), (7, 20), (100, 400)]:
