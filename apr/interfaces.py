@@ -26,12 +26,13 @@ class Engine(Protocol):
         self,
         prompt_ids: Sequence[int],
         sampling: Sampling,
-        on_token: Callable[[int], None] | None = None,
+        on_tokens: Callable[[Sequence[int]], None] | None = None,
     ) -> Completion:
         """Sample one completion.
 
         Cancelling the awaiting task cancels the request and frees what it held at once.
-        ``on_token`` is called with each id as it is sampled, where the engine can stream.
+        ``on_tokens`` is called with ids as they are sampled, some in a row, where the engine can
+        stream.
 
         Raises:
             EngineError: the engine is down, or failed.
@@ -50,7 +51,7 @@ class SharedEngine(Engine, Protocol):
         openings: Sequence[Sequence[int]],
         samplings: Sequence[Sampling],
         context: int | None = None,
-        on_token: Callable[[int, int], None] | None = None,
+        on_tokens: Callable[[int, Sequence[int]], None] | None = None,
         on_end: Callable[[int, Completion], bool] | None = None,
     ) -> list[Completion | None]:
         """Sample one completion for each worker, a token of each at a time.
@@ -64,7 +65,7 @@ class SharedEngine(Engine, Protocol):
             samplings: how each worker samples.
             context: most tokens of the prompt and all that is written, where less than the
                 engine's. Where a token more of each does not fit, all end with LENGTH.
-            on_token: called with a worker's number and each id as it is sampled.
+            on_tokens: called with a worker's number and ids as they are sampled.
             on_end: called with a worker's number and its completion once it has ended, in the order
                 of steps, then of numbers. Where it returns False, all others stop where they are.
 

@@ -67,8 +67,8 @@ class Observer:
     def on_thread(self, path: Path, message: str) -> None:
         """A thread was spawned; its parent is ``path[:-1]``."""
 
-    def on_token(self, path: Path, id: int) -> None:
-        """A thread sampled ``id``; where the engine cannot stream, when its call ends."""
+    def on_tokens(self, path: Path, ids: Sequence[int]) -> None:
+        """A thread sampled ``ids``; where the engine cannot stream, when its call ends."""
 
     def on_end(self, path: Path, end: End, message: str) -> None:
         """A thread ended; ``message`` is what it joined with."""
@@ -309,17 +309,17 @@ class _Run:
         seen: list[int] = []
         completion: Completion | None = None
 
-        def hear(id: int) -> None:
-            seen.append(id)
-            self.observer.on_token(thread.path, id)
+        def hear(ids: Sequence[int]) -> None:
+            seen.extend(ids)
+            self.observer.on_tokens(thread.path, ids)
 
         sampling = self.runtime.sampling_of(thread.path, len(thread.calls), prompt_ids, max_tokens)
         start = self.clock() - self.start
         try:
             async with asyncio.timeout_at(self.deadline) as timer:
                 completion = await self.runtime.engine.generate(prompt_ids, sampling, hear)
-            for id in completion.ids[len(seen) :]:
-                hear(id)
+            if unheard := completion.ids[len(seen) :]:
+                hear(unheard)
         except TimeoutError:
             if not timer.expired():
                 raise

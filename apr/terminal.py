@@ -84,10 +84,10 @@ class Watch(Observer):
         if path:
             self.branches[path[:-1]].children.append(branch)
 
-    def on_token(self, path: Path, id: int) -> None:
+    def on_tokens(self, path: Path, ids: Sequence[int]) -> None:
         branch = self.branches[path]
-        branch.ids.append(id)
-        branch.num_tokens += 1
+        branch.ids += ids
+        branch.num_tokens += len(ids)
 
     def on_end(self, path: Path, end: End, message: str) -> None:
         branch = self.branches[path]

@@ -47,7 +47,8 @@ class ByteCodec:
     ) -> None:
         texts = [*specials, *(s for s in (bos, eos) if s is not None)]
         self.specials = {text: 256 + i for i, text in enumerate(dict.fromkeys(texts))}
-        self.texts = {id: text.encode() for text, id in self.specials.items()}
+        self.texts = dict(enumerate(bytes([i]) for i in range(256)))
+        self.texts |= {id: text.encode() for text, id in self.specials.items()}
         self.bos_id = None if bos is None else self.specials[bos]
         self.eos_id = None if eos is None else self.specials[eos]
         longest_first = sorted(self.specials, key=len, reverse=True)
@@ -62,7 +63,7 @@ class ByteCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; bytes that are no UTF-8 become U+FFFD."""
-        data = b"".join(self.texts.get(i) or bytes([i]) for i in ids)
+        data = b"".join(map(self.texts.__getitem__, ids))
         return data.decode(errors="replace")
 
     def token_id(self, text: str) -> int | None:
@@ -95,7 +96,7 @@ class ScriptedEngine:
         self,
         prompt_ids: Sequence[int],
         sampling: Sampling,
-        on_token: Callable[[int], None] | None = None,
+        on_tokens: Callable[[Sequence[int]], None] | None = None,
     ) -> Completion:
         """As ``Engine.generate``.
 
@@ -110,7 +111,7 @@ class ScriptedEngine:
         reply = self._reply(prompt_ids, sampling)
         self.num_active += 1
         try:
-            return await self._sample(reply, sampling, on_token)
+            return await self._sample(reply, sampling, on_tokens)
         except asyncio.CancelledError:
             self.num_cancelled += 1
             raise
@@ -137,7 +138,7 @@ class ScriptedEngine:
         return Reply(reply) if isinstance(reply, str) else reply
 
     async def _sample(
-        self, reply: Reply, sampling: Sampling, on_token: Callable[[int], None] | None
+        self, reply: Reply, sampling: Sampling, on_tokens: Callable[[Sequence[int]], None] | None
     ) -> Completion:
         ids: list[int] = []
         reason = FinishReason.STOP
@@ -147,8 +148,8 @@ class ScriptedEngine:
                 break
             await asyncio.sleep(reply.delay)
             ids.append(id)
-            if on_token is not None:
-                on_token(id)
+            if on_tokens is not None:
+                on_tokens([id])
             if self._stopped(ids, sampling):
                 break
         if reply.error is not None:

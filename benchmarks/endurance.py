@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -116,10 +116,11 @@ class _Fate(Observer):
     task: asyncio.Task[object]
     tokens: int
 
-    def on_token(self, path: Path, id: int) -> None:
-        self.tokens -= 1
-        if self.tokens == 0:
+    def on_tokens(self, path: Path, ids: Sequence[int]) -> None:
+        left = self.tokens - len(ids)
+        if left <= 0 < self.tokens:
             self.task.cancel()
+        self.tokens = left
 
 
 async def _wave(model: Model, problems: list[Problem], seed: int) -> int:

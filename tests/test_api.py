@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from apr.countdown.demonstrate import Condition
 from apr.countdown.narrate import Telling
 from apr.countdown.problem import Problem, Split, split_of
 from apr.engine import EmbeddedEngine, EngineConfig
-from apr.models.precision import Precision
 from apr.errors import (
     CheckpointError,
     ConfigError,
@@ -30,6 +30,7 @@ from apr.errors import (
     EngineError,
     ProblemError,
 )
+from apr.models.precision import Precision
 from apr.runtime import Limits, Observer
 from apr.testing import ByteCodec, Reply, ScriptedEngine
 from apr.trace import End, Trace, read_traces, write_traces
@@ -159,8 +160,8 @@ def test_an_observer_hears_every_token(model: api.Model) -> None:
     class Count(Observer):
         num_tokens = 0
 
-        def on_token(self, path: tuple[int, ...], id: int) -> None:
-            self.num_tokens += 1
+        def on_tokens(self, path: tuple[int, ...], ids: Sequence[int]) -> None:
+            self.num_tokens += len(ids)
 
     observer = Count()
     trace = api.solve(model, POSED, observer=observer)

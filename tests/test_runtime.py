@@ -557,8 +557,8 @@ class _Diary(Observer):
     def on_thread(self, path: Path, message: str) -> None:
         self.events.append(("thread", path, message))
 
-    def on_token(self, path: Path, id: int) -> None:
-        self.tokens.setdefault(path, []).append(id)
+    def on_tokens(self, path: Path, ids: Sequence[int]) -> None:
+        self.tokens.setdefault(path, []).extend(ids)
 
     def on_end(self, path: Path, end: End, message: str) -> None:
         self.events.append((end, path, message))
@@ -567,7 +567,7 @@ class _Diary(Observer):
 class _SilentEngine(ScriptedEngine):
     """Cannot stream."""
 
-    async def generate(self, prompt_ids: Any, sampling: Any, on_token: Any = None) -> Any:
+    async def generate(self, prompt_ids: Any, sampling: Any, on_tokens: Any = None) -> Any:
         return await super().generate(prompt_ids, sampling)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from rich.cells import cell_len
@@ -139,8 +139,8 @@ class Watched(terminal.Watch):
         self.size = width, height
         self.screens: list[list[str]] = []
 
-    def on_token(self, path: tuple[int, ...], id: int) -> None:
-        super().on_token(path, id)
+    def on_tokens(self, path: tuple[int, ...], ids: Sequence[int]) -> None:
+        super().on_tokens(path, ids)
         self.screens.append(draw(self, *self.size))
 
 

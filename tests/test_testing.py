@@ -83,7 +83,7 @@ def test_an_error_comes_after_the_text_and_tokens_are_heard_one_by_one() -> None
     heard: list[int] = []
     engine = ScriptedEngine([Reply("ab", error=OSError("down"))], CODEC)
     with pytest.raises(OSError, match="down"):
-        asyncio.run(engine.generate(CODEC.encode("go"), SAMPLING, heard.append))
+        asyncio.run(engine.generate(CODEC.encode("go"), SAMPLING, heard.extend))
     assert CODEC.decode(heard) == "ab"
     assert engine.num_active == 0
 

@@ -48,8 +48,8 @@ class EngineConfig:
     products: Precision = Precision.MODEL
     """What both sides of a product are rounded to: of a network of float32, in C.
 
-    On processors that multiply so, half the time of a product in bfloat16 and a quarter in int8, and
-    as much less to read of the weights; logprobs shift, by int8 most."""
+    On processors that multiply so, half the time of a product in bfloat16 and a quarter in int8,
+    and as much less to read of the weights; logprobs shift, by int8 most."""
     burst: int = 32
     """Most ids in a row that a sequence is given before the others are heard, in C; 1 is none."""
     cuda_graphs: bool = True
@@ -108,11 +108,11 @@ class EmbeddedEngine:
         self,
         prompt_ids: Ids[int],
         sampling: Sampling,
-        on_token: Callable[[int], None] | None = None,
+        on_tokens: Callable[[Ids[int]], None] | None = None,
     ) -> Completion:
         """As ``apr.interfaces.Engine.generate``."""
         self.check(prompt_ids, sampling)
-        sequence = sequence_of(prompt_ids, sampling, on_token)
+        sequence = sequence_of(prompt_ids, sampling, on_tokens)
         self.scheduler.add(sequence)
         self._loop.wake()
         try:

@@ -21,7 +21,7 @@ class Sequence:
     num_prompt: int
     sampling: Sampling
     future: Future[Completion]
-    on_token: Callable[[int], None] | None
+    on_tokens: Callable[[Ids[int]], None] | None
     rng: random.Random
     """Its stream depends on the seed alone: number n of ``uniforms`` is for the nth id sampled."""
     uniforms: list[float] = field(default_factory=list)
@@ -62,9 +62,8 @@ class Sequence:
         self.ids += ids
         self.logprobs += logprobs
         try:
-            if self.on_token is not None:
-                for id in ids:
-                    self.on_token(id)
+            if self.on_tokens is not None:
+                self.on_tokens(ids)
             if ids[-1] in self.sampling.stop_ids or self._spells_stop(decode):
                 self.finish(FinishReason.STOP)
             elif self.num_sampled == self.sampling.max_tokens:
@@ -87,7 +86,7 @@ class Sequence:
 
 
 def sequence_of(
-    ids: Ids[int], sampling: Sampling, on_token: Callable[[int], None] | None
+    ids: Ids[int], sampling: Sampling, on_tokens: Callable[[Ids[int]], None] | None
 ) -> Sequence:
     """A request that goes on from ``ids``, on the event loop that runs now."""
     return Sequence(
@@ -95,6 +94,6 @@ def sequence_of(
         num_prompt=len(ids),
         sampling=sampling,
         future=get_running_loop().create_future(),
-        on_token=on_token,
+        on_tokens=on_tokens,
         rng=random.Random(sampling.seed),
     )

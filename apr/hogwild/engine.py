@@ -61,10 +61,10 @@ class HogwildEngine:
         self,
         prompt_ids: Sequence[int],
         sampling: Sampling,
-        on_token: Callable[[int], None] | None = None,
+        on_tokens: Callable[[Sequence[int]], None] | None = None,
     ) -> Completion:
         """As ``apr.interfaces.Engine.generate``."""
-        return await self.engine.generate(prompt_ids, sampling, on_token)
+        return await self.engine.generate(prompt_ids, sampling, on_tokens)
 
     async def generate_together(
         self,
@@ -72,14 +72,14 @@ class HogwildEngine:
         openings: Sequence[Sequence[int]],
         samplings: Sequence[Sampling],
         context: int | None = None,
-        on_token: Callable[[int, int], None] | None = None,
+        on_tokens: Callable[[int, Sequence[int]], None] | None = None,
         on_end: OnEnd | None = None,
     ) -> list[Completion | None]:
         """As ``apr.interfaces.SharedEngine.generate_together``."""
         context = min(context or self.context, self.context)
         self._check(prompt_ids, openings, samplings, context)
         workers = [
-            sequence_of(opening, sampling, None if on_token is None else partial(on_token, i))
+            sequence_of(opening, sampling, None if on_tokens is None else partial(on_tokens, i))
             for i, (opening, sampling) in enumerate(zip(openings, samplings, strict=True))
         ]
         future = asyncio.get_running_loop().create_future()

@@ -117,8 +117,8 @@ class _Below(Observer):
     def on_thread(self, path: Path, message: str) -> None:
         self.above.on_thread((self.number, *path), message)
 
-    def on_token(self, path: Path, id: int) -> None:
-        self.above.on_token((self.number, *path), id)
+    def on_tokens(self, path: Path, ids: Sequence[int]) -> None:
+        self.above.on_tokens((self.number, *path), ids)
 
     def on_end(self, path: Path, end: End, message: str) -> None:
         self.above.on_end((self.number, *path), end, message)

@@ -20,6 +20,7 @@ set to end at the first success, the first claim stops the others, and the longe
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -138,7 +139,7 @@ class _Workers:
                 for i in range(len(self.ids))
             ],
             runtime.context,
-            self.on_token,
+            self.on_tokens,
             self.on_end,
         )
 
@@ -158,9 +159,9 @@ class _Workers:
     def full(self) -> str:
         return f"The context of {self.runtime.context} tokens, which all workers share, is full."
 
-    def on_token(self, worker: int, id: int) -> None:
-        self.ids[worker].append(id)
-        self.observer.on_token((worker,), id)
+    def on_tokens(self, worker: int, ids: Sequence[int]) -> None:
+        self.ids[worker] += ids
+        self.observer.on_tokens((worker,), ids)
 
     def on_end(self, worker: int, completion: Completion) -> bool:
         """Put a worker that has ended on record; returns whether the others go on."""

@@ -64,7 +64,7 @@ class Answer:
 
     sampling: Sampling
     codec: Codec | None
-    on_token: Callable[[int], None] | None
+    on_tokens: Callable[[Sequence[int]], None] | None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -74,8 +74,8 @@ class Answer:
         for i, id in enumerate(piece.ids):
             self.ids.append(id)
             self.logprobs += piece.logprobs[i : i + 1]
-            if self.on_token is not None:
-                self.on_token(id)
+            if self.on_tokens is not None:
+                self.on_tokens([id])
             if self.stopped():
                 self.finish_reason = FinishReason.STOP
                 return piece.hang_up or piece.finish_reason is None
@@ -124,7 +124,7 @@ class RemoteEngine:
         self,
         prompt_ids: Sequence[int],
         sampling: Sampling,
-        on_token: Callable[[int], None] | None = None,
+        on_tokens: Callable[[Sequence[int]], None] | None = None,
     ) -> Completion:
         """As ``apr.interfaces.Engine.generate``.
 
@@ -134,9 +134,9 @@ class RemoteEngine:
         check_room(prompt_ids, sampling, self.context)
         if sampling.stop_strings and self.codec is None:
             raise ConfigError("stop strings need a codec: give the engine one, or use stop ids")
-        stream = self.http.config.stream and on_token is not None
+        stream = self.http.config.stream and on_tokens is not None
         exchange = self.api.exchange(tuple(prompt_ids), sampling, stream)
-        answer = Answer(sampling, self.codec, on_token)
+        answer = Answer(sampling, self.codec, on_tokens)
 
         def hear(piece: Json) -> bool:
             return answer.take(self._read(exchange, piece))

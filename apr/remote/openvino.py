@@ -102,7 +102,7 @@ class OpenVINOEngine:
         self,
         prompt_ids: Sequence[int],
         sampling: Sampling,
-        on_token: Callable[[int], None] | None = None,
+        on_tokens: Callable[[Sequence[int]], None] | None = None,
     ) -> Completion:
         """As ``apr.interfaces.Engine.generate``."""
         check_room(prompt_ids, sampling, self.context)
@@ -113,7 +113,7 @@ class OpenVINOEngine:
                 f"the prompt has ids outside of the model's vocabulary of {self.vocabulary}: "
                 "use the tokenizer the model was trained with"
             )
-        request = self._ask(prompt_ids, sampling, on_token)
+        request = self._ask(prompt_ids, sampling, on_tokens)
         self._wake()
         try:
             return await request.future
@@ -126,7 +126,7 @@ class OpenVINOEngine:
         self,
         prompt_ids: Sequence[int],
         sampling: Sampling,
-        on_token: Callable[[int], None] | None,
+        on_tokens: Callable[[Sequence[int]], None] | None,
     ) -> _Request:
         prompt = self.genai.openvino.Tensor(np.array([prompt_ids], np.int64))
         self._num_asked += 1
@@ -136,7 +136,7 @@ class OpenVINOEngine:
         except (RuntimeError, TypeError) as e:
             raise InputError(f"OpenVINO refuses the request: {e}") from e
         future = asyncio.get_running_loop().create_future()
-        request = _Request(handle, Answer(sampling, self.codec, on_token), future)
+        request = _Request(handle, Answer(sampling, self.codec, on_tokens), future)
         self._requests.add(request)
         return request
 

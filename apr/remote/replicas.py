@@ -61,7 +61,7 @@ class Replicas:
         self,
         prompt_ids: Sequence[int],
         sampling: Sampling,
-        on_token: Callable[[int], None] | None = None,
+        on_tokens: Callable[[Sequence[int]], None] | None = None,
     ) -> Completion:
         """As ``apr.interfaces.Engine.generate``.
 
@@ -70,16 +70,16 @@ class Replicas:
         tried: list[RemoteEngine] = []
         heard = False
 
-        def hear(id: int) -> None:
+        def hear(ids: Sequence[int]) -> None:
             nonlocal heard
             heard = True
-            if on_token is not None:
-                on_token(id)
+            if on_tokens is not None:
+                on_tokens(ids)
 
         while True:
             engine = self._home(tried)
             try:
-                return await engine.generate(prompt_ids, sampling, on_token and hear)
+                return await engine.generate(prompt_ids, sampling, on_tokens and hear)
             except EngineError:
                 tried.append(engine)
                 if heard or len(tried) == len(self.engines) or not engine.http.is_down:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 
 from apr.engine import EmbeddedEngine, EngineConfig
-from apr.models.precision import Precision
 from apr.engine.scheduler import Chunk
 from apr.engine.sequence import sequence_of
 from apr.engine.steps import StepsInC, split
 from apr.errors import ConfigError, ContextError, EngineError
 from apr.models.llama import Llama
+from apr.models.precision import Precision
 from apr.testing import ByteCodec
 from apr.train.attention import causal_reference
 from apr.types import Completion, FinishReason, Sampling
@@ -298,7 +299,7 @@ def heard_at_a_time(engine: EmbeddedEngine, limits: list[int]) -> list[list[int]
 
     async def run() -> None:
         tasks = [
-            asyncio.create_task(engine.generate([5, n], Sampling(limit), heard[n].append))
+            asyncio.create_task(engine.generate([5, n], Sampling(limit), heard[n].extend))
             for n, limit in enumerate(limits)
         ]
         while not all(task.done() for task in tasks):
@@ -365,7 +366,7 @@ def test_stop_ids_and_stop_strings_end_a_completion_and_are_kept(network: Llama)
 def test_tokens_are_heard_as_they_are_sampled(network: Llama) -> None:
     heard: list[int] = []
     engine = EmbeddedEngine(network)
-    done = asyncio.run(engine.generate([1, 2, 3], Sampling(9), heard.append))
+    done = asyncio.run(engine.generate([1, 2, 3], Sampling(9), heard.extend))
     assert tuple(heard) == done.ids
 
 
@@ -395,8 +396,8 @@ def test_one_cancelled_in_the_step_that_would_end_it_harms_nobody(network: Llama
     tasks: list[asyncio.Task[Completion]] = []
     heard: list[int] = []
 
-    def cancel_the_other(id: int) -> None:
-        heard.append(id)
+    def cancel_the_other(ids: Sequence[int]) -> None:
+        heard.extend(ids)
         if len(heard) == 3:
             tasks[1].cancel()
 
@@ -488,7 +489,7 @@ def test_a_failing_network_fails_every_request_and_the_engine_lives_on(
 def test_a_listener_that_raises_fails_its_own_request_only(network: Llama) -> None:
     engine = EmbeddedEngine(network)
 
-    def listener(id: int) -> None:
+    def listener(ids: Sequence[int]) -> None:
         raise KeyError("listener")
 
     async def run() -> list[object]:

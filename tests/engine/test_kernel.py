@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from apr.engine.attention import PagedKV, page_bytes
-from apr.models.precision import Precision
 from apr.engine.kernel import CompiledKV, attention_library, compiled_page_bytes
 from apr.engine.scheduler import Chunk
 from apr.models.llama import Llama, LlamaConfig
+from apr.models.precision import Precision
 from apr.train.attention import causal_reference
 
 PAGES = 64

@@ -358,7 +358,7 @@ def test_tokens_and_ends_are_heard_in_order(exact: Llama) -> None:
         engine_of(exact),
         OPENINGS,
         samplings,
-        on_token=lambda worker, id: heard.append((worker, id)),
+        on_tokens=lambda worker, ids: heard.extend((worker, id) for id in ids),
         on_end=on_end,
     )
     assert [w for w, _ in heard] == [0, 1, 2, 0, 1, 2, 0, 2, 0, 2, 0, 2]
@@ -369,14 +369,14 @@ def test_tokens_and_ends_are_heard_in_order(exact: Llama) -> None:
 def test_one_end_can_stop_all(exact: Llama) -> None:
     heard = [0, 0, 0, 0]
 
-    def on_token(worker: int, id: int) -> None:
-        heard[worker] += 1
+    def on_tokens(worker: int, ids: Sequence[int]) -> None:
+        heard[worker] += len(ids)
 
     engine = engine_of(exact)
     samplings = [Sampling(n) for n in (9, 4, 2, 4)]
     done = asyncio.run(
         engine.generate_together(
-            PROMPT, [[1], [2], [3], [4]], samplings, None, on_token, lambda worker, _: worker != 1
+            PROMPT, [[1], [2], [3], [4]], samplings, None, on_tokens, lambda worker, _: worker != 1
         )
     )
     # Who ended in the same step ended by itself.
@@ -391,13 +391,13 @@ def test_cancelling_frees_blocks_at_once_and_nobody_else_notices(exact: Llama) -
     heard_by_then: list[int] = []
     tasks: list[asyncio.Task[list[Completion | None]]] = []
 
-    def cancel_the_other(worker: int, id: int) -> None:
+    def cancel_the_other(worker: int, ids: Sequence[int]) -> None:
         if len(heard) > 6 and not heard_by_then:
             tasks[1].cancel()
             heard_by_then.extend(heard)
 
     async def run() -> list[Completion | None]:
-        listeners = (cancel_the_other, lambda worker, id: heard.append(id))
+        listeners = (cancel_the_other, lambda worker, ids: heard.extend(ids))
         tasks.extend(
             asyncio.create_task(
                 engine.generate_together(PROMPT, OPENINGS, hot(15, 3), None, listener)
@@ -416,7 +416,7 @@ def test_cancelling_frees_blocks_at_once_and_nobody_else_notices(exact: Llama) -
     assert heard == heard_by_then, "nor does it hear the rest of that step"
 
 
-@pytest.mark.parametrize("fails", ["on_token", "on_end"])
+@pytest.mark.parametrize("fails", ["on_tokens", "on_end"])
 def test_a_listener_that_raises_fails_its_own_request_only(exact: Llama, fails: str) -> None:
     engine = engine_of(exact)
 

@@ -54,9 +54,10 @@ class Diary(Observer):
         assert not path or path[:-1] in self.messages
         self.messages[path], self.ids[path] = message, []
 
-    def on_token(self, path: Path, id: int) -> None:
+    def on_tokens(self, path: Path, ids: Sequence[int]) -> None:
         assert path not in self.ends
-        self.ids[path].append(id)
+        assert ids
+        self.ids[path] += ids
 
     def on_end(self, path: Path, end: End, message: str) -> None:
         assert path in self.messages

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_samples_run_at_the_same_time() -> None:
     most = 0
 
     class Count(Diary):
-        def on_token(self, path: tuple[int, ...], id: int) -> None:
+        def on_tokens(self, path: tuple[int, ...], ids: Sequence[int]) -> None:
             nonlocal most
             most = max(most, engine_of(runtime).num_active)
 

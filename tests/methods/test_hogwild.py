@@ -42,10 +42,10 @@ class Table(ScriptedEngine):
         openings: Sequence[Sequence[int]],
         samplings: Sequence[Sampling],
         context: int | None = None,
-        on_token: Callable[[int, int], None] | None = None,
+        on_tokens: Callable[[int, Sequence[int]], None] | None = None,
         on_end: Callable[[int, Completion], bool] | None = None,
     ) -> list[Completion | None]:
-        assert on_token is not None
+        assert on_tokens is not None
         assert on_end is not None
         assert CODEC.decode(prompt_ids) == "4?"
         assert list(openings) == [()] * len(self.texts)
@@ -59,7 +59,7 @@ class Table(ScriptedEngine):
             live = [w for w, completion in enumerate(done) if completion is None]
             for w in live:
                 ids[w].append(given[w][len(ids[w])])
-                on_token(w, ids[w][-1])
+                on_tokens(w, ids[w][-1:])
             if self.num_steps > self.fails_after:
                 raise EngineError("down")
             goes_on = True

@@ -39,7 +39,7 @@ def test_ids_logprobs_and_the_end_of_sequence(kind: type[Fake], start: Start, st
     server = start(kind, says("12 + 3"))
     engine = connect(server.address, codec, RemoteConfig(stream=stream))
     heard: list[int] = []
-    got = run(engine.generate(PROMPT, Sampling(50, stop_ids=(EOS,)), heard.append))
+    got = run(engine.generate(PROMPT, Sampling(50, stop_ids=(EOS,)), heard.extend))
     assert got.ids == (*codec.encode("12 + 3"), EOS)
     assert got.finish_reason is FinishReason.STOP
     assert tuple(heard) == got.ids
@@ -155,7 +155,7 @@ def test_sglang_may_stream_increments(start: Start) -> None:
     server = start(FakeSGLang, says("12 + 3"))
     server.incremental = True
     heard: list[int] = []
-    got = run(connect(server.address).generate(PROMPT, Sampling(50), heard.append))
+    got = run(connect(server.address).generate(PROMPT, Sampling(50), heard.extend))
     assert tuple(heard) == got.ids == (*codec.encode("12 + 3"), EOS)
     assert got.logprobs == logprobs(got.ids)
 

@@ -7,7 +7,7 @@ import gc
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_a_busy_or_broken_server_is_asked_again(
     engine = connect(server.address, codec, SOON)
     server.faults.extend([fault] * 2)
     heard: list[int] = []
-    got = asyncio.run(engine.generate(PROMPT, Sampling(6), heard.append))
+    got = asyncio.run(engine.generate(PROMPT, Sampling(6), heard.extend))
     assert got.ids == tuple(heard) == TEXT
     assert not server.faults
 
@@ -84,7 +84,7 @@ def test_what_was_heard_is_never_heard_again(start: Start) -> None:
     server.faults.append(Fault(after=3))
     heard: list[int] = []
     with pytest.raises(EngineError, match="broke off"):
-        asyncio.run(engine.generate(PROMPT, Sampling(6), heard.append))
+        asyncio.run(engine.generate(PROMPT, Sampling(6), heard.extend))
     assert tuple(heard) == TEXT[: len(heard)]
     assert len(server.bodies) == 1
 
@@ -225,15 +225,15 @@ def test_a_killed_server_leaves_no_connection_open() -> None:
     )
     heard: list[int] = []
 
-    def kill_in_the_middle(id: int) -> None:
-        heard.append(id)
+    def kill_in_the_middle(ids: Sequence[int]) -> None:
+        heard.extend(ids)
         if len(heard) == 50:
             server.kill()
 
     async def tree(engine: RemoteEngine | Replicas) -> None:
         async with asyncio.TaskGroup() as threads:
-            for on_token in (kill_in_the_middle, None, kill_in_the_middle, None):
-                threads.create_task(engine.generate(PROMPT, Sampling(500), on_token))
+            for on_tokens in (kill_in_the_middle, None, kill_in_the_middle, None):
+                threads.create_task(engine.generate(PROMPT, Sampling(500), on_tokens))
 
     async def forest(engine: RemoteEngine | Replicas) -> list[object]:
         await asyncio.gather(*(engine.generate(PROMPT, Sampling(6)) for _ in range(40)))
@@ -254,7 +254,7 @@ def test_a_killed_server_leaves_no_connection_open() -> None:
 def test_a_listener_that_raises_fails_its_own_request_only(start: Start) -> None:
     engine = engine_of(start(FakeVLLM, says("12 + 3")))
 
-    def listener(id: int) -> None:
+    def listener(ids: Sequence[int]) -> None:
         raise KeyError("listener")
 
     async def both() -> list[object]:

@@ -170,7 +170,7 @@ def test_ids_are_heard_one_by_one_and_what_is_cancelled_frees_its_memory(
     heard: list[int] = []
 
     async def cancel() -> None:
-        task = asyncio.create_task(engine.generate(PROMPT, Sampling(300), heard.append))
+        task = asyncio.create_task(engine.generate(PROMPT, Sampling(300), heard.extend))
         other = asyncio.create_task(engine.generate(PROMPT[::-1], Sampling(40)))
         while len(heard) < 5:
             await asyncio.sleep(0)
@@ -189,14 +189,14 @@ def test_ids_are_heard_one_by_one_and_what_is_cancelled_frees_its_memory(
 
 @needs_extra
 def test_a_listener_that_fails_or_cancels_harms_no_other(engine: OpenVINOEngine) -> None:
-    def fail(id: int) -> None:
+    def fail(ids: Sequence[int]) -> None:
         raise LookupError("the listener's")
 
     async def run() -> None:
         async with asyncio.timeout(60):
             doomed = asyncio.create_task(engine.generate(PROMPT, Sampling(9), fail))
             leaving = asyncio.create_task(
-                engine.generate(PROMPT, Sampling(1), lambda id: leaving.cancel() and None)
+                engine.generate(PROMPT, Sampling(1), lambda ids: leaving.cancel() and None)
             )
             other = asyncio.create_task(engine.generate(PROMPT, Sampling(20)))
             with pytest.raises(LookupError, match="the listener's"):

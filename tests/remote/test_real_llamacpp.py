@@ -169,7 +169,7 @@ def test_a_cancelled_request_ends(
     heard: list[int] = []
 
     async def cancel() -> None:
-        task = asyncio.create_task(engine.generate(prompt, Sampling(300), heard.append))
+        task = asyncio.create_task(engine.generate(prompt, Sampling(300), heard.extend))
         while len(heard) < 5:
             await asyncio.sleep(0.001)
         task.cancel()

@@ -147,7 +147,7 @@ def test_ids_are_heard_one_by_one_and_a_cancelled_request_ends(
     heard: list[int] = []
 
     async def cancel() -> None:
-        task = asyncio.create_task(engine.generate(prompt, Sampling(300), heard.append))
+        task = asyncio.create_task(engine.generate(prompt, Sampling(300), heard.extend))
         while len(heard) < 5:
             await asyncio.sleep(0.01)
         task.cancel()

@@ -100,7 +100,7 @@ def test_a_trace_that_was_heard_does_not_move(start: Start) -> None:
         server.faults.append(Fault(after=2))
     heard: list[int] = []
     with pytest.raises(EngineError, match="broke off"):
-        asyncio.run(engine.generate(PROMPT, Sampling(6), heard.append))
+        asyncio.run(engine.generate(PROMPT, Sampling(6), heard.extend))
     assert sum(len(s.bodies) for s in servers) == 1
 
 
