@@ -387,15 +387,21 @@ def sft(
     minutes: Minutes = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train a model on demonstrations, made first if missing; goes on where it was cut off."""
+    """Train a model on demonstrations, made first if missing; goes on where it was cut off.
+
+    On several devices: torchrun --nproc-per-node N -m apr sft RECIPE --set sft.accumulate=N
+    """
     until = deadline(minutes)
     loaded = _recipe(recipe, overrides)
     stem = Path(recipe).stem
     run, folder = out or Path("runs", stem), data or Path("data", stem)
-    _make_data(loaded, folder, workers)
+    if _is_first():
+        _make_data(loaded, folder, workers)
     from apr import api
 
     losses = api.train(loaded, run, folder, sys.stderr.isatty(), until)
+    if not _is_first():
+        return
     typer.echo(f"held-out loss {losses.mean:.4f} nats per token")
     for name, loss in losses.by_class.items():
         typer.echo(f"  {name} {loss:.4f}, {losses.shares[name]:.1%} of the whole")
@@ -419,7 +425,7 @@ def grpo(
     loaded = _load(recipe, api.RLRecipe, overrides)
     run = out or Path("runs", Path(recipe).stem)
     api.reinforce(loaded, run, sys.stderr.isatty(), until)
-    if os.environ.get("RANK", "0") == "0":
+    if _is_first():
         typer.echo(f"checkpoint in {run / 'checkpoint'}")
 
 
@@ -694,6 +700,11 @@ def _codec(trace: Trace, model: Path | None) -> Codec | None:
             if codec.fingerprint == wanted:
                 return codec
     return None
+
+
+def _is_first() -> bool:
+    """Whether this is the process of ``torchrun`` that speaks, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _make_data(recipe: Recipe, folder: Path, workers: int | None) -> None:

@@ -56,7 +56,7 @@ def rl(start: Path, **changes: Any) -> api.RLRecipe:
     )
 
 
-def toml(recipe: api.RLRecipe, path: Path) -> Path:
+def toml(recipe: api.RLRecipe | api.Recipe, path: Path) -> Path:
     """``recipe`` as a file, by way of overrides, which TOML values are."""
     lines: list[str] = []
 
@@ -242,14 +242,30 @@ def test_ten_kills_at_random_moments_change_nothing(start: Path, tmp_path: Path)
     assert same(weights(straight), weights(killed))
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "apr")
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_make_data_once_and_train_on_it(tmp_path: Path) -> None:
+    recipe = toml(replace(RECIPE, sft=replace(RECIPE.sft, accumulate=2)), tmp_path / "sft.toml")
+    one, two = (("--out", tmp_path / n, "--data", tmp_path / f"data-{n}") for n in ("one", "two"))
+    _finish("-m", "apr", "sft", recipe, *one)
+    printed = _finish(*TORCHRUN, "sft", recipe, *two)
+    assert printed.count("checkpoint in") == printed.count("held-out loss") == 1
+    assert printed.count("demonstrations of") == 2  # to train on, and held out
+    for a, b in zip(*(read_metrics(tmp_path / n) for n in ("one", "two")), strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
+    for name, weight in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], weight, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_two_processes_of_torchrun_train_one_model(start: Path, tmp_path: Path) -> None:
     """Rollouts differ in the last digits of their logprobs at most, so the curves stay together."""
     recipe = toml(rl(start), tmp_path / "rl.toml")
     one, two = tmp_path / "one", tmp_path / "two"
     _finish("-m", "apr", "grpo", recipe, "--out", one)
-    launch = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "apr", "grpo")
-    assert _finish(*launch, recipe, "--out", two).count("checkpoint in") == 1
+    assert _finish(*TORCHRUN, "grpo", recipe, "--out", two).count("checkpoint in") == 1
     for a, b in zip(read_metrics(one), read_metrics(two), strict=True):
         assert b == pytest.approx(a, rel=1e-3, abs=1e-6)
     for name, weight in weights(one).items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -25,6 +24,7 @@ from apr.models.checkpoint import MANIFEST, default_device, load_checkpoint, sav
 from apr.models.llama import Llama
 from apr.train.numbers import start_as_waves
 from apr.train.sft import Losses, train_sft
+from apr.train.world import join_world
 
 
 def codec_of(recipe: Recipe) -> HFCodec:
@@ -104,43 +104,48 @@ def train(
 ) -> Losses:
     """Train a network as ``recipe`` says, or go on where ``run`` stopped.
 
-    The checkpoint, ``run/checkpoint``, is there once training has ended.
+    The checkpoint, ``run/checkpoint``, is there once training has ended. Under ``torchrun`` every
+    process calls this with the same arguments, the first one once the data is there.
 
     Args:
         deadline: when to stop, on the clock of ``time.monotonic``; at least one step is made.
 
     Raises:
         CheckpointError: the recipe names a checkpoint that cannot be gone on from.
-        ConfigError: several processes were started.
+        ConfigError: ``run`` holds another recipe's run, or the processes cannot share the batches
+            of an update.
         DataError: ``data`` is missing, damaged, or made for another tokenizer.
         OutOfTime: the deadline came before the end. The same call goes on from there.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("supervised training takes one device: start it without torchrun")
     codec = codec_of(recipe)
-    batches, held_out = (batches_of(recipe, data / split) for split in (Split.TRAIN, Split.VALID))
-    network = network_of(recipe).to(default_device())
-    claim_run(run, recipe)
     watched = _watched(recipe, codec)
-    losses = train_sft(
-        network,
-        batches,
-        held_out,
-        recipe.sft,
-        run,
-        watched,
-        progress,
-        weights=dict.fromkeys(watched["verdicts"], recipe.verdict_weight),
-        deadline=deadline,
-    )
-    manifest = {
-        "recipe": config.to_json(recipe),
-        "tokenizer": codec.fingerprint,
-        "parameters": network.num_parameters,
-        "held_out_loss": losses.mean,
-        "data": read_manifest(data / Split.TRAIN)["tally"],
-    }
-    save_checkpoint(network, run / "checkpoint", codec.to_json(), manifest)
+    with join_world() as world:
+        splits = (Split.TRAIN, Split.VALID)
+        batches, held_out = (batches_of(recipe, data / split) for split in splits)
+        network = network_of(recipe).to(default_device())
+        if world.is_first:
+            claim_run(run, recipe)
+        losses = train_sft(
+            network,
+            batches,
+            held_out,
+            recipe.sft,
+            run,
+            watched,
+            progress,
+            weights=dict.fromkeys(watched["verdicts"], recipe.verdict_weight),
+            deadline=deadline,
+            world=world,
+        )
+        manifest = {
+            "recipe": config.to_json(recipe),
+            "tokenizer": codec.fingerprint,
+            "parameters": network.num_parameters,
+            "held_out_loss": losses.mean,
+            "data": read_manifest(data / Split.TRAIN)["tally"],
+        }
+        if world.is_first:
+            save_checkpoint(network, run / "checkpoint", codec.to_json(), manifest)
     return losses
 
 

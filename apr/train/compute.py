@@ -78,9 +78,9 @@ class Compute:
         num_learnt = int((batch.targets_BT != IGNORE).sum())
         return Inputs(ids_N, targets_N, positions_N, heard_N, attend, num_learnt)
 
-    def feed(self, batches: PackedBatches, start: int) -> Generator[Inputs]:
-        """The batches from number ``start`` on, without end."""
-        numbers = count(start)
+    def feed(self, batches: PackedBatches, start: int, step: int = 1) -> Generator[Inputs]:
+        """Each ``step``-th of the batches from number ``start`` on, without end."""
+        numbers = count(start, step)
         if not self.prefetch:
             yield from (self.inputs(batches.batch(n)) for n in numbers)
         with ThreadPoolExecutor(1) as pool:

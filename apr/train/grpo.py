@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from apr.trace import Trace
 from apr.train.advantage import Advantage, Credit, Rollout, differ, thread_advantages
 from apr.train.attention import packed_attention
 from apr.train.compute import Compute, Precision, compute_on
-from apr.train.log import MetricsLog
+from apr.train.log import open_log
 from apr.train.loss import LossConfig, policy_terms, token_weight
 from apr.train.optim import Kind, OptimConfig, make_optimizers, rate, set_rate
 from apr.train.reward import RewardConfig
@@ -134,10 +134,11 @@ def train_grpo(
     compute = compute or compute_on(device, config.precision.dtype)
     reference = _reference(model) if config.loss.kl else None
     optimizers = make_optimizers(model, config.optim)
-    facts = _resume(run, model, optimizers, world)
+    facts = load_state(run, model, optimizers, world)
     clock = _Clock()
     bar = tqdm(total=config.steps, desc="grpo", disable=not (progress and world.is_first))
-    with _log(run, facts, world) as log, bar:
+    # A run without a state starts before step 0, at which it is validated.
+    with open_log(run, -1 if facts is None else facts["step"], world) as log, bar:
         if facts is None:
             facts = {"step": 0, "problems": 0}
             log.write(0, _valid(validate, clock, world), clock.lap())
@@ -167,23 +168,9 @@ def train_grpo(
             bar.update()
             if last or expired or (step + 1) % config.save_every == 0:
                 with clock("save"):
-                    if world.is_first:
-                        save_state(run, model, optimizers, facts)
-                    world.wait()
+                    save_state(run, model, optimizers, facts, world)
             if expired and not last:
                 raise OutOfTime(step + 1, config.steps)
-
-
-def _resume(
-    run: Path, model: Llama, optimizers: Sequence[torch.optim.Optimizer], world: World
-) -> dict[str, Any] | None:
-    """``load_state``, by the first process before all others: it may have a folder to mend."""
-    if not world.is_first:
-        world.wait()
-    facts = load_state(run, model, optimizers)
-    if world.is_first:
-        world.wait()
-    return facts
 
 
 def _gather(
@@ -368,22 +355,6 @@ def _valid(
         return {}
     with clock("validate"):
         return {f"valid_{name}": value for name, value in validate().items()}
-
-
-class _NoLog:
-    """The log of a process that is not the first."""
-
-    def write(self, step: int, metrics: dict[str, float], timings: dict[str, float]) -> None:
-        pass
-
-
-def _log(
-    run: Path, facts: dict[str, Any] | None, world: World
-) -> AbstractContextManager[MetricsLog | _NoLog]:
-    if not world.is_first:
-        return nullcontext(_NoLog())
-    # A run without a state starts before step 0, at which it is validated.
-    return MetricsLog(run, -1 if facts is None else facts["step"])
 
 
 class _Clock:

@@ -7,12 +7,13 @@ can be compared line by line. What the clock says goes to ``timings.jsonl``.
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from apr.files import new_file, writing
+from apr.train.world import World
 
 
 class MetricsLog:
@@ -50,6 +51,18 @@ class MetricsLog:
         # Closing writes what is left, so that a full disk is met here too.
         with writing(self._run):
             self._open.close()
+
+
+class NoLog:
+    """The log of a process that is not the first."""
+
+    def write(self, step: int, metrics: dict[str, float], timings: dict[str, float]) -> None:
+        pass
+
+
+def open_log(run: Path, step: int, world: World) -> AbstractContextManager[MetricsLog | NoLog]:
+    """The log of ``run``, which goes on after ``step``; the first process alone writes it."""
+    return MetricsLog(run, step) if world.is_first else nullcontext(NoLog())
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

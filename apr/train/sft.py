@@ -24,12 +24,13 @@ from tqdm import tqdm
 
 from apr.config import check_least
 from apr.data.packing import IGNORE, Batch, PackedBatches
-from apr.errors import OutOfTime
+from apr.errors import ConfigError, OutOfTime
 from apr.models.llama import Attend, Llama
 from apr.train.compute import Compute, Inputs, Precision, compute_on
-from apr.train.log import MetricsLog
+from apr.train.log import MetricsLog, NoLog, open_log
 from apr.train.optim import OptimConfig, make_optimizers, rate, set_rate
 from apr.train.state import load_state, save_state
+from apr.train.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class SFTConfig:
     row_length: int = 256
     """Tokens of a row; the longest sequence must fit."""
     accumulate: int = 1
-    """Batches whose gradients make one update."""
+    """Batches whose gradients make one update. The processes of ``torchrun`` share them, so that
+    their number changes nothing but the time."""
     precision: Precision = Precision.AUTO
     heard_weight: float = 1.0
     """Weight in the loss of what a thread writes once it has heard its children. It is what becomes
@@ -89,6 +91,7 @@ def train_sft(
     weights: Mapping[int, float] | None = None,
     compute: Compute | None = None,
     deadline: float = inf,
+    world: World | None = None,
 ) -> Losses:
     """Train ``model`` in place, going on from the state in ``run`` if there is one.
 
@@ -99,23 +102,32 @@ def train_sft(
             are reported are never weighted.
         compute: how the network is run; by default as ``config`` says.
         deadline: when to stop, on the clock of ``time.monotonic``; at least one step is made.
+        world: the processes that train together; all see the same folder ``run``.
 
     Returns:
         the held-out losses at the end.
 
     Raises:
         CheckpointError: the state in ``run`` is damaged or of another model.
+        ConfigError: the processes cannot share the batches of an update.
         OutOfTime: the deadline came before the end. The same call goes on from there.
     """
+    world = world or World()
+    if config.accumulate % world.size:
+        raise ConfigError(
+            f"{world.size} processes cannot share the {config.accumulate} batches of an update: "
+            f"set sft.accumulate to a multiple of {world.size}"
+        )
     device = next(model.parameters()).device
     compute = compute or compute_on(device, config.precision.dtype)
     optimizers = make_optimizers(model, config.optim)
-    facts = load_state(run, model, optimizers) or {"step": 0, "tokens": 0}
-    update = _Update(model, optimizers, config, _weights_of(model, weights or {}), compute)
+    facts = load_state(run, model, optimizers, world) or {"step": 0, "tokens": 0}
+    update = _Update(model, optimizers, config, _weights_of(model, weights or {}), compute, world)
     losses = Losses(float("nan"), {}, {})
-    bar = tqdm(total=config.steps, initial=facts["step"], desc="sft", disable=not progress)
-    feed = compute.feed(train, facts["step"] * config.accumulate)
-    with MetricsLog(run, facts["step"]) as log, bar, closing(feed):
+    shown = progress and world.is_first
+    bar = tqdm(total=config.steps, initial=facts["step"], desc="sft", disable=not shown)
+    feed = compute.feed(train, facts["step"] * config.accumulate + world.rank, world.size)
+    with open_log(run, facts["step"], world) as log, bar, closing(feed):
         pending = _Pending(log)
         for step in range(facts["step"], config.steps):
             pending.start()
@@ -124,7 +136,9 @@ def train_sft(
             facts = {"step": step + 1, "tokens": facts["tokens"] + done.num_learnt}
             metrics = {"loss": done.loss, "grad_norm": done.norm, "lr_share": share}
             pending.add(facts["step"], {**metrics, "tokens": facts["tokens"]}, done.num_learnt)
-            last, expired = facts["step"] == config.steps, time.monotonic() >= deadline
+            last = facts["step"] == config.steps
+            # All processes stop where one is out of time.
+            expired = any(world.totals([time.monotonic() >= deadline]))
             evaluates = last or facts["step"] % config.eval_every == 0
             saves = last or expired or facts["step"] % config.save_every == 0
             if evaluates or saves or len(pending) >= compute.settle_every:
@@ -136,7 +150,7 @@ def train_sft(
             pending.write()
             bar.update()
             if saves:
-                save_state(run, model, optimizers, facts)
+                save_state(run, model, optimizers, facts, world)
             if expired and not last:
                 raise OutOfTime(facts["step"], config.steps)
     if losses.mean != losses.mean:  # Resumed after the last step: nothing was left to train.
@@ -162,17 +176,18 @@ class _Update:
         config: SFTConfig,
         weights_V: Tensor,
         compute: Compute,
+        world: World,
     ) -> None:
         self.model, self.optimizers, self.config = model, optimizers, config
         self.weights_V = weights_V.to(compute.device)
-        self.compute = compute
+        self.compute, self.world = compute, world
         self.parameters = list(model.parameters())
 
     def __call__(self, feed: Iterator[Inputs], share: float) -> _Updated:
         set_rate(self.optimizers, share)
-        batches = [next(feed) for _ in range(self.config.accumulate)]
+        batches = [next(feed) for _ in range(self.config.accumulate // self.world.size)]
         # One divisor for the update, so that accumulation changes nothing but memory.
-        num_learnt = sum(inputs.num_learnt for inputs in batches)
+        (num_learnt,) = map(int, self.world.totals([sum(b.num_learnt for b in batches)]))
         total = torch.zeros((), device=self.compute.device)
         self.model.train()
         for inputs in batches:
@@ -182,11 +197,12 @@ class _Update:
             weighted = (loss_N * weights_N).sum() / num_learnt
             weighted.backward()  # type: ignore[no-untyped-call]
             total += loss_N.detach().sum() / num_learnt
+        self.world.add_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return _Updated(total, norm, num_learnt)
+        return _Updated(self.world.add(total), norm, num_learnt)
 
 
 class _Pending:
@@ -196,7 +212,7 @@ class _Pending:
     several steps are fetched together.
     """
 
-    def __init__(self, log: MetricsLog) -> None:
+    def __init__(self, log: MetricsLog | NoLog) -> None:
         self._log = log
         self._lines: list[tuple[int, dict[str, Any]]] = []
         self._timings: dict[str, float] = {}

@@ -20,14 +20,22 @@ from torch.optim import Optimizer
 from apr.errors import CheckpointError
 from apr.files import finish_replacement, new_directory
 from apr.models.checkpoint import load_weights, save_tensors
+from apr.train.world import World
 
 _DIR = "state"
 
 
+_ALONE = World()
+
+
 def save_state(
-    run: Path, model: nn.Module, optimizers: Sequence[Optimizer], facts: dict[str, Any]
+    run: Path,
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    facts: dict[str, Any],
+    world: World = _ALONE,
 ) -> None:
-    """Write the state of ``run``, replacing the one before.
+    """Write the state of ``run``, replacing the one before; the first process does, for all.
 
     Args:
         facts: plain values to go on with; must hold ``step``, the number of steps done.
@@ -35,6 +43,14 @@ def save_state(
     Raises:
         StorageError: the disk is full, or the folder may not be written.
     """
+    if world.is_first:
+        _write(run, model, optimizers, facts)
+    world.wait()
+
+
+def _write(
+    run: Path, model: nn.Module, optimizers: Sequence[Optimizer], facts: dict[str, Any]
+) -> None:
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for i, optimizer in enumerate(optimizers):
         for j, moments in optimizer.state_dict()["state"].items():
@@ -48,13 +64,24 @@ def save_state(
 
 
 def load_state(
-    run: Path, model: nn.Module, optimizers: Sequence[Optimizer]
+    run: Path, model: nn.Module, optimizers: Sequence[Optimizer], world: World = _ALONE
 ) -> dict[str, Any] | None:
     """Put the state of ``run`` into model and optimisers; its facts, or None if there is none.
+
+    The first process does before all others, since it may have a folder to mend.
 
     Raises:
         CheckpointError: the state is damaged or of another model.
     """
+    if not world.is_first:
+        world.wait()
+    facts = _read(run, model, optimizers)
+    if world.is_first:
+        world.wait()
+    return facts
+
+
+def _read(run: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any] | None:
     directory = run / _DIR
     finish_replacement(directory)
     if not directory.is_dir():

@@ -32,7 +32,7 @@ class World:
         values = list(values)
         if self.size == 1:
             return values
-        return self._add(torch.tensor(values, dtype=torch.float64)).tolist()
+        return self.add(torch.tensor(values, dtype=torch.float64)).tolist()
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over the processes, or leave none where none has any."""
@@ -43,7 +43,7 @@ class World:
         for p in parameters:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             gradients.append(p.grad)
-        flat = self._add(torch.cat([g.flatten() for g in gradients]))
+        flat = self.add(torch.cat([g.flatten() for g in gradients]))
         totals = torch.split(flat, [g.numel() for g in gradients])
         for gradient, total in zip(gradients, totals, strict=True):
             gradient.copy_(total.view_as(gradient))
@@ -52,10 +52,10 @@ class World:
         """Go on when all have come here."""
         self.totals([0.0])
 
-    def _add(self, values: Tensor) -> Tensor:
-        if dist.get_backend() == "nccl":
-            values = values.cuda()
-        dist.all_reduce(values)
+    def add(self, values: Tensor) -> Tensor:
+        """``values``, replaced by their sum over the processes; on a GPU the host does not wait."""
+        if self.size > 1:
+            dist.all_reduce(values)
         return values
 
 
@@ -66,10 +66,10 @@ def join_world() -> Iterator[World]:
     if size == 1:
         yield World()
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
+    if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    # By gloo what is on the host, by NCCL what is on a GPU.
+    dist.init_process_group()
     try:
         yield World(dist.get_rank(), size)
     finally:

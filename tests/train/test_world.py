@@ -13,14 +13,17 @@ import pytest
 import torch
 from torch import nn
 
+from apr.errors import ConfigError
 from apr.models.llama import Llama
 from apr.trace import Trace
 from apr.train.grpo import GRPOConfig, train_grpo
 from apr.train.log import read_metrics
 from apr.train.loss import LossConfig
 from apr.train.optim import Kind, OptimConfig
+from apr.train.sft import SFTConfig, train_sft
 from apr.train.world import World, join_world
 from tests.tiny import tiny_model
+from tests.train.test_sft import batches, counting
 from tests.train.trees import FAILED, JOIN, NESTED, SERIAL, WIDE, call, judge, thread, trace
 
 CONFIG = GRPOConfig(
@@ -50,7 +53,7 @@ def sample(numbers: Sequence[int]) -> list[list[Trace]]:
     return [group(number) for number in numbers]
 
 
-def run(run: Path, world: World, steps: int) -> Llama:
+def reinforce(run: Path, world: World, steps: int) -> Llama:
     model = tiny_model().double()
 
     def validate() -> dict[str, float]:
@@ -59,6 +62,17 @@ def run(run: Path, world: World, steps: int) -> Llama:
     config = replace(CONFIG, steps=steps)
     train_grpo(model, sample, config, run, validate, judge, progress=False, world=world)
     return model
+
+
+def supervise(run: Path, world: World, steps: int) -> Llama:
+    model = tiny_model().double()
+    data, held_out = (batches(counting(n, seed=n)) for n in (60, 20))
+    config = SFTConfig(steps, rows=2, row_length=16, accumulate=4, eval_every=2, save_every=2)
+    train_sft(model, data, held_out, config, run, progress=False, world=world)
+    return model
+
+
+TRAININGS = {"grpo": reinforce, "sft": supervise}
 
 
 def _train(rank: int, port: int, folder: Path) -> None:
@@ -73,9 +87,13 @@ def _train(rank: int, port: int, folder: Path) -> None:
     with join_world() as world:
         assert (world.rank, world.size, world.is_first) == (rank, 2, rank == 0)
         assert world.totals([rank, 1.5]) == [1.0, 3.0]
-        run(folder / ("first" if world.is_first else "second"), world, steps=2)
-        model = run(folder / "first", world, steps=3)
-    torch.save(model.state_dict(), folder / f"weights-{rank}.pt")
+        for name, train in TRAININGS.items():
+            train(folder / name / ("first" if world.is_first else "second"), world, steps=2)
+            model = train(folder / name / "first", world, steps=3)
+            torch.save(model.state_dict(), folder / name / f"weights-{rank}.pt")
+        config, data = SFTConfig(steps=1, accumulate=3), batches(counting(9, seed=0))
+        with pytest.raises(ConfigError, match="cannot share the 3 batches of an update"):
+            train_sft(model, data, data, config, folder, world=world)
 
 
 def _free_port() -> int:
@@ -92,7 +110,7 @@ def test_two_processes_make_the_update_of_one(tmp_path: Path) -> None:
     try:
         for process in processes:
             process.start()
-        alone = run(tmp_path / "alone", World(), steps=3)
+        alone = {n: train(tmp_path / n / "alone", World(), 3) for n, train in TRAININGS.items()}
         for process in processes:
             process.join(timeout=200)
             assert process.exitcode == 0
@@ -100,17 +118,19 @@ def test_two_processes_make_the_update_of_one(tmp_path: Path) -> None:
         for process in processes:
             process.kill()
 
-    one, other = (torch.load(tmp_path / f"weights-{rank}.pt") for rank in range(2))
-    for name, weight in alone.state_dict().items():
-        torch.testing.assert_close(one[name], weight, rtol=1e-9, atol=1e-9)
-        assert torch.equal(one[name], other[name])
-    metrics, expected = (read_metrics(tmp_path / name) for name in ("first", "alone"))
-    for found, line in zip(metrics, expected, strict=True):
-        assert found == pytest.approx(line, rel=1e-9, abs=1e-12)
+    for name, model in alone.items():
+        one, other = (torch.load(tmp_path / name / f"weights-{rank}.pt") for rank in range(2))
+        for key, weight in model.state_dict().items():
+            torch.testing.assert_close(one[key], weight, rtol=1e-9, atol=1e-9)
+            assert torch.equal(one[key], other[key])
+        metrics, expected = (read_metrics(tmp_path / name / run) for run in ("first", "alone"))
+        for found, line in zip(metrics, expected, strict=True):
+            assert found == pytest.approx(line, rel=1e-6, abs=1e-12)
+        # The first process alone writes files.
+        assert not (tmp_path / name / "second").exists()
+    metrics = read_metrics(tmp_path / "grpo" / "first")
     assert [m["groups"] for m in metrics[1:]] == [3, 0, 3]
     assert [m["problems"] for m in metrics[1:]] == [6, 6, 3]
-    # The first process alone writes files.
-    assert not (tmp_path / "second").exists()
 
 
 def test_a_process_alone_is_a_world_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
