@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import apr
 from apr import cli
+from apr.cli import look, reason
 from apr.errors import ContextError, EngineError
 from apr.testing import Reply, ScriptedEngine
 from apr.trace import End, Thread, Trace, read_traces, write_traces
@@ -297,8 +299,8 @@ def test_a_live_tree_gives_way_to_the_final_one(
 ) -> None:
     scripted(monkeypatch, solution)
     screen = io.StringIO()
-    console = cli.Console(file=screen, force_terminal=True, width=80, height=20)
-    monkeypatch.setattr(cli, "_console", lambda: console)
+    console = Console(file=screen, force_terminal=True, width=80, height=20)
+    monkeypatch.setattr(reason, "console_of", lambda: console)
     assert run(*SOLVE).code == 0
     assert "\x1b[?25l" in screen.getvalue()
     assert screen.getvalue().endswith(" s\x1b[0m\n")
@@ -645,7 +647,7 @@ def test_what_the_system_refuses_of_no_file(
     def refuse(path: Path) -> Iterator[None]:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
-    monkeypatch.setattr(cli, "read_traces", refuse)
+    monkeypatch.setattr(look, "read_traces", refuse)
     ran = run("table", "t.jsonl")
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.startswith("error: the system refuses (Cannot allocate memory): ")

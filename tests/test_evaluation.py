@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from apr import api, config
+from apr.cli.flags import RunFlags
 from apr.errors import CheckpointError, ConfigError
 from apr.eval.cell import CLOCKS, RESULTS, TRACES
 from apr.eval.points import FAMILIES, Family
 from apr.eval.report import style
-from apr.flags import RunFlags
 from apr.models import checkpoint as checkpoints
 from apr.trace import read_traces
 from tests.conftest import Run
