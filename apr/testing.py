@@ -150,7 +150,7 @@ class ScriptedEngine:
             ids.append(id)
             if on_tokens is not None:
                 on_tokens([id])
-            if self._stopped(ids, sampling):
+            if sampling.stops(ids, self.codec.decode):
                 break
         if reply.error is not None:
             raise reply.error
@@ -160,13 +160,3 @@ class ScriptedEngine:
         yield from self.codec.encode(reply.text)
         if reply.error is None and self.codec.eos_id is not None:
             yield self.codec.eos_id
-
-    def _stopped(self, ids: Sequence[int], sampling: Sampling) -> bool:
-        if ids[-1] in sampling.stop_ids:
-            return True
-        if not sampling.stop_strings:
-            return False
-        # A token spells a byte at least, so a stop string never reaches further back than this.
-        reach = max(len(s.encode()) for s in sampling.stop_strings)
-        tail = self.codec.decode(ids[-reach:])
-        return any(s in tail for s in sampling.stop_strings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -36,6 +37,22 @@ class Sampling:
     """Token ids that end the completion; the id that matched is kept."""
     stop_strings: tuple[str, ...] = ()
     """Strings that end the completion; the ids that make up the match are kept."""
+
+    def stops(
+        self, ids: Sequence[int], decode: Callable[[Sequence[int]], str] | None, start: int = 0
+    ) -> bool:
+        """Whether the last of ``ids`` ends what was sampled, the ids from number ``start`` on.
+
+        Without ``decode`` no string does.
+        """
+        if ids[-1] in self.stop_ids:
+            return True
+        if not self.stop_strings or decode is None:
+            return False
+        # A token spells a byte at least, so a stop string never reaches further back than this.
+        reach = max(len(s.encode()) for s in self.stop_strings)
+        tail = decode(ids[max(start, len(ids) - reach) :])
+        return any(s in tail for s in self.stop_strings)
 
 
 class Completion(NamedTuple):

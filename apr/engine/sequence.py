@@ -64,7 +64,7 @@ class Sequence:
         try:
             if self.on_tokens is not None:
                 self.on_tokens(ids)
-            if ids[-1] in self.sampling.stop_ids or self._spells_stop(decode):
+            if self.sampling.stops(self.ids, decode, self.num_prompt):
                 self.finish(FinishReason.STOP)
             elif self.num_sampled == self.sampling.max_tokens:
                 self.finish(FinishReason.LENGTH)
@@ -74,15 +74,6 @@ class Sequence:
     def finish(self, reason: FinishReason) -> None:
         """Resolve ``future`` with what has been sampled."""
         self.future.set_result(Completion(tuple(self.sampled), tuple(self.logprobs), reason))
-
-    def _spells_stop(self, decode: Callable[[Ids[int]], str] | None) -> bool:
-        if not self.sampling.stop_strings:
-            return False
-        assert decode is not None, "generate refuses stop strings without a codec"
-        # A token spells a byte at least, so a stop string never reaches further back than this.
-        reach = max(len(s.encode()) for s in self.sampling.stop_strings)
-        tail = decode(self.ids[max(self.num_prompt, len(self.ids) - reach) :])
-        return any(s in tail for s in self.sampling.stop_strings)
 
 
 def sequence_of(

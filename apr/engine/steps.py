@@ -31,7 +31,7 @@ _PATIENCE = 32
 """A burst is over when more than one in so many of its sequences have ended: somebody may wait."""
 _PATIENCE_IN_PARTS = 8
 """The same where there are others beside, so that it is worth while to fill a cache for a part."""
-_WAIT = 8
+_WAIT = 16
 """Rows that take as long as reading the weights does; a step of fewer is no shorter."""
 _LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 _ROWS_PER_THREAD = 8

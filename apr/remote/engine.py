@@ -71,26 +71,17 @@ class Answer:
 
     def take(self, piece: Piece) -> bool:
         """Whether the server need not go on."""
+        decode = None if self.codec is None else self.codec.decode
         for i, id in enumerate(piece.ids):
             self.ids.append(id)
             self.logprobs += piece.logprobs[i : i + 1]
             if self.on_tokens is not None:
                 self.on_tokens([id])
-            if self.stopped():
+            if self.sampling.stops(self.ids, decode):
                 self.finish_reason = FinishReason.STOP
                 return piece.hang_up or piece.finish_reason is None
         self.finish_reason = piece.finish_reason or self.finish_reason
         return piece.hang_up
-
-    def stopped(self) -> bool:
-        if self.ids[-1] in self.sampling.stop_ids:
-            return True
-        if not self.sampling.stop_strings or self.codec is None:
-            return False
-        # A token spells a byte at least, so a stop string never reaches further back than this.
-        reach = max(len(s.encode()) for s in self.sampling.stop_strings)
-        tail = self.codec.decode(self.ids[-reach:])
-        return any(s in tail for s in self.sampling.stop_strings)
 
     def completion(self) -> Completion | None:
         """None where the answer ended too early."""
