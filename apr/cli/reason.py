@@ -55,18 +55,18 @@ def solve(
     inference = how.inference()
     ready = _ready(model or apr.DEMO, engine)
     console = console_of()
-    solved = _watch(ready, posed, inference, None if as_json else console)
+    done = _watch(ready, posed, inference, None if as_json else console)
     if trace is not None:
-        write_traces(trace, [solved])
+        write_traces(trace, [done])
     trained_on = ready.recipe.demonstrations.problems
     if not trained_on.covers(posed):
         typer.echo(f"note: this model was trained on {trained_on}", err=True)
     if as_json:
-        typer.echo(json.dumps(api.facts(solved, ready.codec)))
+        typer.echo(json.dumps(api.facts(done, ready.codec)))
     else:
-        draw(console, solved)
-    if solved.error is not None:
-        raise EngineError(solved.error)
+        draw(console, done)
+    if done.error is not None:
+        raise EngineError(done.error)
 
 
 @run_flags

@@ -37,7 +37,6 @@ typedef REAL vec VECTOR(REAL);
 /* What is multiplied at a time: NUMBERS of a row of x with as many of each of the columns of a vector. */
 #if ROUNDED
 typedef uint32_t factor; /* the first of its numbers in its lowest bits */
-typedef uint32_t bits VECTOR(uint32_t);
 #else
 typedef REAL factor;
 #endif
@@ -47,11 +46,12 @@ typedef factor factors VECTOR(factor);
 enum { NUMBERS = 1, TAIL = 0 };
 typedef vec sums;
 INLINE sums multiply_add(sums sum, REAL x, factors weights) { return sum + x * weights; }
-INLINE vec finish(sums sum, const factor *row, const factor *columns) { return sum; }
+INLINE void factorize(const REAL *row, int64_t k, factor *to) { memcpy(to, row, k * sizeof *row); }
 
 #elif ROUNDED == 1
 enum { NUMBERS = 2, TAIL = 0 };
 typedef vec sums;
+typedef uint32_t bits VECTOR(uint32_t);
 typedef uint16_t half __attribute__((vector_size(WIDEST / 2), aligned(sizeof(uint16_t)), may_alias));
 
 /* To the nearest, ties to even. */
@@ -89,8 +89,6 @@ INLINE sums multiply_add(sums sum, uint32_t x, factors weights)
     return sum + numbers[0] * (vec)(weights << 16) + numbers[1] * (vec)(weights & 0xffff0000);
 #endif
 }
-
-INLINE vec finish(sums sum, const factor *row, const factor *columns) { return sum; }
 
 #else
 /* Behind the factors of a row its scale and its sum; behind those of a panel, a vector of each. */
@@ -141,6 +139,10 @@ INLINE vec finish(sums sum, const factor *row, const factor *columns)
 }
 #endif
 
+#if ROUNDED != 2
+INLINE vec finish(sums sum, const factor *row, const factor *columns) { return sum; }
+#endif
+
 /* Factors of a row of k numbers, and of a panel of so many columns. */
 INLINE int64_t depth_of(int64_t k) { return (k + NUMBERS - 1) / NUMBERS + TAIL; }
 
@@ -154,14 +156,9 @@ void pack(int64_t n, int64_t k, const REAL *matrix, factor *packed)
     int64_t depth = depth_of(k);
 #pragma omp parallel for
     for (int64_t i = 0; i < n + PANEL - 1 - (n - 1) % PANEL; i++) {
-        factor own[depth + LANES], *to = packed + i / PANEL * depth * PANEL + i % PANEL;
-        const factor *row = own;
-#if ROUNDED
+        factor row[depth + LANES], *to = packed + i / PANEL * depth * PANEL + i % PANEL;
         if (i < n)
-            factorize(matrix + i * k, k, own);
-#else
-        row = matrix + i * k;
-#endif
+            factorize(matrix + i * k, k, row);
         for (int64_t j = 0; j < depth; j++)
             to[j * PANEL] = i < n ? row[j] : 0;
 #if ROUNDED == 2
@@ -191,17 +188,19 @@ INLINE void tile(int rows, int64_t depth, int64_t n, int64_t columns, const fact
                 sum[r][c] = multiply_add(sum[r][c], x[r * apart + j], weights[c]);
     }
     for (int r = 0; r < rows; r++) {
+        const factor *row_tail = x + r * apart + depth - TAIL;
+        const factor *tails = panel + (depth - TAIL) * PANEL;
         vec all[VECTORS];
         for (int c = 0; c < VECTORS; c++)
-            all[c] = finish(sum[r][c], x + r * apart + depth - TAIL, panel + (depth - TAIL) * PANEL + c * LANES);
+            all[c] = finish(sum[r][c], row_tail, tails + c * LANES);
         const REAL *from = (const REAL *)all;
         for (int64_t c = 0; c < columns; c++)
             out[r * n + c] = add ? out[r * n + c] + from[c] : from[c];
     }
 }
 
-static void tiles(int64_t rows, int64_t depth, int64_t n, int64_t columns, const factor *x, int64_t apart,
-                  const factor *panel, REAL *out, int add)
+static void tiles(int64_t rows, int64_t depth, int64_t n, int64_t columns, const factor *x,
+                  int64_t apart, const factor *panel, REAL *out, int add)
 {
     int64_t num = rows <= MOST ? 1 : (rows + ROWS - 1) / ROWS;
     /* All but the first find the panel in a cache: each asks for its share of the next one. */
@@ -213,7 +212,7 @@ static void tiles(int64_t rows, int64_t depth, int64_t n, int64_t columns, const
         switch (some) {
 #define CASE(known)                                                                                \
     case known:                                                                                    \
-        tile(known, depth, n, columns, x, apart, panel, out, add, ask);                                      \
+        tile(known, depth, n, columns, x, apart, panel, out, add, ask);                            \
         break;
             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if MOST > 6
@@ -248,7 +247,8 @@ static void product(int64_t rows, int64_t k, int64_t n, const REAL *x, const fac
         for (int64_t b = 0; b < blocks; b++) {
             int64_t first = b * BLOCK, left = rows - first, columns = n - p * PANEL;
             tiles(left < BLOCK ? left : BLOCK, depth, n, columns < PANEL ? columns : PANEL,
-                  from + first * apart, apart, packed + p * depth * PANEL, out + first * n + p * PANEL, add);
+                  from + first * apart, apart, packed + p * depth * PANEL,
+                  out + first * n + p * PANEL, add);
         }
 }
 

@@ -23,8 +23,6 @@ from apr.models.checkpoint import load_weights, save_tensors
 from apr.train.world import World
 
 _DIR = "state"
-
-
 _ALONE = World()
 
 

@@ -40,7 +40,7 @@ def pack(weight: torch.Tensor, rounded: Precision = Precision.MODEL) -> native.P
 
 
 # Tiles of every size, last panels of every kind, one block of rows and several.
-@pytest.mark.parametrize("num_out", [1, 11, 12, 31, 32, 33, 200])
+@pytest.mark.parametrize("num_out", [1, 11, 12, 31, 32, 33, 47, 48, 49, 200])
 @DTYPES
 def test_a_product_is_what_torch_makes_of_it(
     num_out: int, dtype: torch.dtype, tolerance: float

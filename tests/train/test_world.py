@@ -124,8 +124,10 @@ def test_two_processes_make_the_update_of_one(tmp_path: Path) -> None:
             torch.testing.assert_close(one[key], weight, rtol=1e-9, atol=1e-9)
             assert torch.equal(one[key], other[key])
         metrics, expected = (read_metrics(tmp_path / name / run) for run in ("first", "alone"))
+        # Supervised training adds up the loss that it reports in float32.
+        rel = 1e-6 if name == "sft" else 1e-9
         for found, line in zip(metrics, expected, strict=True):
-            assert found == pytest.approx(line, rel=1e-6, abs=1e-12)
+            assert found == pytest.approx(line, rel=rel, abs=1e-12)
         # The first process alone writes files.
         assert not (tmp_path / name / "second").exists()
     metrics = read_metrics(tmp_path / "grpo" / "first")
