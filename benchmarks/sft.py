@@ -114,7 +114,7 @@ def main() -> None:
     args = parser.parse_args()
     count = [f"count={args.demonstrations}", "held_out=20"]
     recipe = config.load(args.recipe, api.Recipe, [*args.changes, *count])
-    compute = compute_on(default_device())
+    compute = compute_on(default_device(), recipe.sft.precision.dtype)
     if args.eager:
         compute = replace(compute, compiled=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -124,8 +124,8 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {}
     for kernel in args.attention or [kernel_of(compute.device)]:
         try:
-            # The shapes of padded change with every batch.
-            compiled = compute.compiled and kernel is not Kernel.PADDED
+            # The others change with every batch, or are no program of torch.
+            compiled = compute.compiled and kernel in (Kernel.VARLEN, Kernel.FLEX)
             how = replace(compute, kernel=kernel, compiled=compiled)
             result = measure(recipe, data, held_out, how, args.steps)
             results[kernel] = result | {"share_of_peak": round(result["tflops"] / peak, 3)}

@@ -148,7 +148,7 @@ def _judge(recipe: Recipe) -> Judge:
     check_judged(told.telling)
 
     def judge(trace: Trace) -> list[float | None]:
-        verdicts = judge_all(trace, told.text, told.telling, told.solver.max_value)
+        verdicts = judge_all(trace, told.text, told.telling, told.solver.bounds)
         return [None if v is None else float(v in TRUTHFUL) for v in verdicts]
 
     return judge

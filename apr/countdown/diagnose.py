@@ -17,7 +17,7 @@ from typing import Any
 from apr.countdown.judge import Verdict, asked_of, judge, poses_truly, problem_of, winnable
 from apr.countdown.narrate import Text
 from apr.countdown.problem import Problem, solvable
-from apr.countdown.solver import start_of
+from apr.countdown.solver import UNBOUNDED, Bounds, start_of
 from apr.trace import End, Thread, Trace
 from apr.types import Ids
 
@@ -129,14 +129,14 @@ def _size(trace: Trace) -> tuple[int, int]:
 
 
 def diagnose(
-    traces: Iterable[Trace], text: Text, decode: Callable[[Ids], str], max_value: int = 0
+    traces: Iterable[Trace], text: Text, decode: Callable[[Ids], str], bounds: Bounds = UNBOUNDED
 ) -> Diagnosis:
     """What became of ``traces``; those without a grade are left out.
 
     Args:
         text: in which their model writes.
         decode: reads its tokens.
-        max_value: results above it the search does not look at; 0 is no limit.
+        bounds: of the results that the search looks at.
 
     Raises:
         DataError: a trace is not of a Countdown problem.
@@ -150,7 +150,7 @@ def diagnose(
         for thread in trace.threads:
             _read(found, problem, thread, text, decode)
         if not trace.grade.correct:
-            found.causes[_cause(problem, trace, text, max_value)] += 1
+            found.causes[_cause(problem, trace, text, bounds)] += 1
     return found
 
 
@@ -176,17 +176,17 @@ def _holds(a: int, op: str, b: int, value: int) -> bool:
     return value == {"+": a + b, "-": a - b, "*": a * b}[op]
 
 
-def _cause(problem: Problem, trace: Trace, text: Text, max_value: int) -> Cause:
+def _cause(problem: Problem, trace: Trace, text: Text, bounds: Bounds) -> Cause:
     if not solvable(problem):
         return Cause.UNSOLVABLE
-    if not winnable(start_of(problem).numbers, problem.target, max_value):
+    if not winnable(start_of(problem).numbers, problem.target, bounds):
         return Cause.BEYOND
     children = trace.threads[1:]
     asked = [c for c in children if poses_truly(problem, c, text)]
-    if any(judge(problem, c, text, max_value) is Verdict.FOUND for c in asked):
+    if any(judge(problem, c, text, bounds) is Verdict.FOUND for c in asked):
         return Cause.UNHEARD if trace.root.end is End.JOINED else Cause.UNREAD
     parts = [part for c in asked if (part := asked_of(problem, c, text))]
-    if any(winnable(part.numbers, part.target, max_value) for part in parts):
+    if any(winnable(part.numbers, part.target, bounds) for part in parts):
         return Cause.MISSED
     if children:
         return Cause.UNASKED

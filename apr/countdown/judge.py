@@ -19,7 +19,7 @@ from typing import NamedTuple
 from apr.countdown.grade import MAX_DIGITS, Claim, Flaw, follow, read
 from apr.countdown.narrate import Telling, Text
 from apr.countdown.problem import Path, Problem, reaches
-from apr.countdown.solver import Numbers, start_of, successors
+from apr.countdown.solver import UNBOUNDED, Bounds, Numbers, start_of, successors
 from apr.errors import ConfigError, DataError, ProblemError
 from apr.trace import End, Thread, Trace
 
@@ -66,7 +66,7 @@ def check_judged(telling: Telling) -> None:
 
 
 def judge_all(
-    trace: Trace, text: Text, telling: Telling = Telling.THREADS, max_value: int = 0
+    trace: Trace, text: Text, telling: Telling = Telling.THREADS, bounds: Bounds = UNBOUNDED
 ) -> list[Verdict | None]:
     """The verdict on each thread of ``trace``, in order; see ``judge``.
 
@@ -76,7 +76,7 @@ def judge_all(
     """
     check_judged(telling)
     problem = problem_of(trace)
-    return [judge(problem, thread, text, max_value) for thread in trace.threads]
+    return [judge(problem, thread, text, bounds) for thread in trace.threads]
 
 
 def problem_of(trace: Trace) -> Problem:
@@ -94,14 +94,16 @@ def problem_of(trace: Trace) -> Problem:
         ) from e
 
 
-def judge(problem: Problem, thread: Thread, text: Text, max_value: int = 0) -> Verdict | None:
+def judge(
+    problem: Problem, thread: Thread, text: Text, bounds: Bounds = UNBOUNDED
+) -> Verdict | None:
     """Whether ``thread``, of a trace of ``problem``, told the truth; None: it is not to be judged.
 
     Not judged are threads that were cut short from outside (cancelled, or the engine failed), and
     children whose message states no sub-problem, about which there is no truth to tell.
 
     Args:
-        max_value: what can only be found through a result above it, a thread does not miss (the
+        bounds: what can only be found through a result beyond them, a thread does not miss (the
             solver's setting of the same name); a path that goes there is found all the same. 0 is
             no limit. The first look at six numbers takes milliseconds, or with a limit seconds.
     """
@@ -114,7 +116,7 @@ def judge(problem: Problem, thread: Thread, text: Text, max_value: int = 0) -> V
         return Verdict.UNREADABLE
     if thread.join.strip():
         return Verdict.FOUND if _leads(asked, thread.join, text) else Verdict.FALSE
-    missed = winnable(asked.numbers, asked.target, max_value)
+    missed = winnable(asked.numbers, asked.target, bounds)
     return Verdict.MISSED if missed else Verdict.EMPTY
 
 
@@ -234,11 +236,11 @@ def _plain(path: Path) -> list[tuple[str, list[int]]]:
 
 # The rollouts of one problem ask for the same states over and over.
 @lru_cache(maxsize=1 << 14)
-def winnable(numbers: Numbers, target: int, max_value: int) -> bool:
-    """Whether ``target`` can be made of ``numbers``, by results up to ``max_value`` if not 0."""
+def winnable(numbers: Numbers, target: int, bounds: Bounds) -> bool:
+    """Whether ``target`` can be made of ``numbers``, by results within ``bounds``."""
     if not reaches(numbers, target):
         return False
-    if not max_value or len(numbers) == 1:
+    if not bounds.max_value or len(numbers) == 1:
         return True
-    after = (state for _, state in successors(numbers, max_value))
-    return any(winnable(state, target, max_value) for state in after)
+    after = (state for _, state in successors(numbers, bounds))
+    return any(winnable(state, target, bounds) for state in after)

@@ -40,6 +40,22 @@ class Node(NamedTuple):
         return Node(tuple(sorted(numbers, reverse=True)), (*self.path, step))
 
 
+class Bounds(NamedTuple):
+    """Which results a search looks at."""
+
+    max_value: int = 0
+    """Results up to this; 0 is no limit."""
+    max_factor: int = 0
+    """And products of two numbers up to this, however large; 0 is none."""
+
+    def allow(self, step: Step) -> bool:
+        a, op, _, value = step  # a is the larger
+        return not self.max_value or value <= self.max_value or (op == "*" and a <= self.max_factor)
+
+
+UNBOUNDED = Bounds()
+
+
 class Mode(StrEnum):
     """What is done with the successors of a visited state."""
 
@@ -97,6 +113,10 @@ class SearchConfig:
     """Most threads of one spawn; 0 is no limit."""
     max_value: int = 0
     """Results above this are not explored; 0 is no limit."""
+    max_factor: int = 0
+    """Products of two numbers up to this are explored even so, unless they are complete
+    expressions; 0 is none. A pair of them mostly leads back to a small number, by a difference or a
+    division."""
     max_final: int = 0
     """Complete expressions whose result is above this are left out, as none of them can hit where
     no target is; 0 is ``max_value``."""
@@ -114,9 +134,20 @@ class SearchConfig:
             spawn_depth=self.spawn_depth,
             max_children=self.max_children,
             max_value=self.max_value,
+            max_factor=self.max_factor,
             max_final=self.max_final,
         )
         check_least(2, spawn_size=self.spawn_size)
+
+    @property
+    def bounds(self) -> Bounds:
+        """Of all results but those of complete expressions."""
+        return Bounds(self.max_value, self.max_factor)
+
+    @property
+    def final_bounds(self) -> Bounds:
+        """Of complete expressions."""
+        return Bounds(self.max_final or self.max_value)
 
 
 def search(problem: Problem, config: SearchConfig, rng: random.Random) -> Search:
@@ -198,8 +229,9 @@ class _Searcher:
 
     def expand(self, node: Node, beam: int) -> list[Node]:
         """State expansion: the successors kept, in order (paper, section 3.2)."""
-        final = self.config.max_final if len(node.numbers) == 2 else 0
-        found = successors(node.numbers, final or self.config.max_value)
+        complete = len(node.numbers) == 2
+        bounds = self.config.final_bounds if complete else self.config.bounds
+        found = successors(node.numbers, bounds)
         order = self.config.order
         if order is Order.HEURISTIC or 0 < beam < len(found):
             # A stable sort: states of equal rank stay as enumerated.
@@ -231,12 +263,12 @@ def _draw(bounds: tuple[int, int], rng: random.Random) -> int:
 
 # Caches hold what a few problems need: larger ones cost the garbage collector more than they save.
 @lru_cache(maxsize=1 << 10)
-def successors(numbers: Numbers, max_value: int = 0) -> tuple[tuple[Step, Numbers], ...]:
+def successors(numbers: Numbers, bounds: Bounds = UNBOUNDED) -> tuple[tuple[Step, Numbers], ...]:
     """Every state one step away, with the step: fixed order, equal pairs once.
 
     Args:
         numbers: largest first.
-        max_value: results above it are left out; 0 for no limit.
+        bounds: of results; others are left out.
     """
     out: list[tuple[Step, Numbers]] = []
     seen: set[tuple[int, int]] = set()
@@ -247,7 +279,7 @@ def successors(numbers: Numbers, max_value: int = 0) -> tuple[tuple[Step, Number
         seen.add(pair)
         rest = numbers[:i] + numbers[i + 1 : j] + numbers[j + 1 :]
         for step in combine(a, b):
-            if not max_value or step.value <= max_value:
+            if bounds.allow(step):
                 out.append((step, _insert(step.value, rest)))
     return tuple(out)
 

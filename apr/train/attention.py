@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apr.models.llama import Attend
+from apr.train.causal import causal, causal_library
 
 
 class Kernel(StrEnum):
@@ -25,6 +26,8 @@ class Kernel(StrEnum):
     PADDED = "padded"
     """Sequences of like length, padded to one dense call each. Anywhere; shapes change with every
     batch, so it is not for compiling."""
+    C = "c"
+    """Over sequences as they lie, in C. On a CPU with a compiler; elsewhere PADDED."""
     VARLEN = "varlen"
     """Flash attention over sequences laid end to end. CUDA and half precision only."""
     FLEX = "flex"
@@ -33,7 +36,7 @@ class Kernel(StrEnum):
 
 def kernel_of(device: torch.device) -> Kernel:
     """The kernel that ``device`` trains with."""
-    return Kernel.VARLEN if device.type == "cuda" else Kernel.PADDED
+    return Kernel.VARLEN if device.type == "cuda" else Kernel.C
 
 
 def packed_attention(
@@ -55,6 +58,8 @@ def packed_attention(
     match kernel or kernel_of(device):
         case Kernel.PADDED:
             return _Padded(segments_BT, device)
+        case Kernel.C:
+            return _InC(segments_BT, device)
         case Kernel.VARLEN:
             return _Varlen(segments_BT, device)
         case Kernel.FLEX:
@@ -143,6 +148,23 @@ class _Padded:
             for group in self.groups:
                 out = out.index_copy(0, group.tokens, group.attend(q, k, v))
         return out.to(given)
+
+
+class _InC:
+    """Sequences where they lie in their rows: nothing is gathered or padded."""
+
+    def __init__(self, segments_BT: Tensor, device: torch.device) -> None:
+        starts, lengths, real = _sequences(segments_BT)
+        self.bounds_S2 = torch.stack([starts, starts + lengths], dim=1)[real].int()
+        self.padded = cache(partial(_Padded, segments_BT, device))
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        full = torch.float64 if v.dtype == torch.float64 else torch.float32
+        compiled = causal_library(v.shape[-1], full) if v.device.type == "cpu" else None
+        if compiled is None:
+            return self.padded()(layer, q, k, v)
+        out = causal(compiled, q.to(full), k.to(full), v.to(full), self.bounds_S2)
+        return out.to(v.dtype)
 
 
 class _Group:

@@ -57,7 +57,7 @@ class Compute:
     device: torch.device
     dtype: torch.dtype | None = None
     """Of matrix products and attention; None for that of the weights."""
-    kernel: Kernel = Kernel.PADDED
+    kernel: Kernel = Kernel.C
     compiled: bool = False
     """Whether ``torch.compile`` makes one program of forward and backward pass."""
     settle_every: int = 1

@@ -13,7 +13,7 @@ from apr.countdown.demonstrate import NARRATORS
 from apr.countdown.diagnose import Cause, Diagnosis, Tally, by_kind, diagnose
 from apr.countdown.narrate import Telling, Text
 from apr.countdown.problem import Problem
-from apr.countdown.solver import SearchConfig, search
+from apr.countdown.solver import Bounds, SearchConfig, search
 from apr.countdown.task import Countdown, dialect_of, special_words
 from apr.errors import DataError
 from apr.runtime import Runtime
@@ -22,6 +22,7 @@ from apr.trace import Trace
 from apr.types import Sampling
 
 POSED = Problem((3, 9, 5), 72)
+WITHIN = Bounds(80)
 THREADS, SERIAL = SearchConfig(spawn_depth=1, max_value=80), SearchConfig(max_value=80)
 HIT_PROMPT = "72 : 9 , 5 + 3</thread>"
 HIT_TEXT = " 9 * 8 = 72 !<join> 5 + 3 = 8 , 9 * 8 = 72</join>"
@@ -69,8 +70,8 @@ def run(
     )
 
 
-def diagnosed(*traces: Trace, text: Text = Text.COMPACT, max_value: int = 80) -> Diagnosis:
-    return diagnose(traces, text, ByteCodec(special_words(text)).decode, max_value)
+def diagnosed(*traces: Trace, text: Text = Text.COMPACT, bounds: Bounds = WITHIN) -> Diagnosis:
+    return diagnose(traces, text, ByteCodec(special_words(text)).decode, bounds)
 
 
 @pytest.mark.parametrize("config", [THREADS, SERIAL])
@@ -87,7 +88,7 @@ def test_a_demonstration_has_no_fault(text: Text, config: SearchConfig) -> None:
 
 def test_each_step_is_counted_once() -> None:
     """9 5 3 has children 9+5, 9-5, 9*5, 9+3, 9-3, 9*3, 9/3, 5+3, 5-3, 5*3, and theirs."""
-    found = diagnosed(run(config=SearchConfig(spawn_depth=1)), max_value=0)
+    found = diagnosed(run(config=SearchConfig(spawn_depth=1)), bounds=Bounds())
     assert found.asked == Tally(10, 0)
     assert sum(t.num for t in found.steps.values()) == 10 + found.verdicts.num
 
@@ -141,14 +142,14 @@ def test_a_child_that_was_not_asked_for() -> None:
 
 
 def test_what_lies_beyond_the_search() -> None:
-    assert diagnosed(run(config=replace(THREADS, max_value=71)), max_value=71).causes == {
+    assert diagnosed(run(config=replace(THREADS, max_value=71)), bounds=Bounds(71)).causes == {
         Cause.BEYOND: 1
     }
 
 
 def test_a_problem_without_a_solution() -> None:
-    for max_value in (0, 80):
-        found = diagnosed(run(posed=Problem((1, 1, 1), 40)), max_value=max_value)
+    for bounds in (Bounds(), WITHIN):
+        found = diagnosed(run(posed=Problem((1, 1, 1), 40)), bounds=bounds)
         assert found.causes == {Cause.UNSOLVABLE: 1}
     assert Cause.UNSOLVABLE.meaning == "no solution exists"
 

@@ -18,7 +18,7 @@ from apr.countdown.grade import MAX_LENGTH
 from apr.countdown.judge import TRUTHFUL, Verdict, check_judged, judge, judge_all, poses_truly
 from apr.countdown.narrate import Telling, Text
 from apr.countdown.problem import Path, Problem, ProblemSpec, Step, problem
-from apr.countdown.solver import Mode, Search, SearchConfig, search, start_of
+from apr.countdown.solver import Bounds, Mode, Search, SearchConfig, search, start_of
 from apr.countdown.task import Countdown, dialect_of, special_words
 from apr.errors import ConfigError, DataError
 from apr.runtime import Runtime
@@ -142,7 +142,7 @@ def test_what_lies_beyond_the_largest_value_is_not_missed() -> None:
     for index in range(60):
         posed = problem(THREE, 2, index)
         found, trace = told(posed, replace(FULL, max_value=25), Text.COMPACT)
-        within = judge_all(trace, Text.COMPACT, max_value=25)
+        within = judge_all(trace, Text.COMPACT, bounds=Bounds(25))
         for did, actual in zip(searches(found), within, strict=True):
             can = brute_force(tuple(sorted(did.start.numbers)), posed.target, 25)
             assert actual == (FOUND if can else EMPTY)
@@ -485,12 +485,12 @@ def test_hostile_text_is_read_and_no_more(text: Text) -> None:
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("max_value", [0, 100])
-def test_large_numbers_take_no_longer(max_value: int) -> None:
+@pytest.mark.parametrize("bounds", [Bounds(), Bounds(100)])
+def test_large_numbers_take_no_longer(bounds: Bounds) -> None:
     posed = Problem((1, 2, 3, 4, 5), 6)
     large = " ".join("9" * n for n in range(90, 94))
     message = f" {'8' * 100} : {large} , {'7' * 99} + 1"
-    assert judge(posed, thread(message), Text.COMPACT, max_value) is EMPTY
+    assert judge(posed, thread(message), Text.COMPACT, bounds) is EMPTY
 
 
 PIECES = [

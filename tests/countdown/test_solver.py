@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from apr.countdown.problem import Problem, ProblemSpec, problem, reaches
+from apr.countdown.problem import Problem, ProblemSpec, Step, problem, reaches
 from apr.countdown.solver import (
+    Bounds,
     Mode,
     Node,
     Order,
@@ -54,6 +55,7 @@ def visits(found: Search) -> Iterator[Visit]:
         {"spawn_depth": -1},
         {"max_children": -1},
         {"max_value": -1},
+        {"max_factor": -1},
         {"max_final": -1},
         {"spawn_size": 1},
     ],
@@ -144,10 +146,34 @@ def test_successors_stand_in_a_fixed_order_and_equal_pairs_once() -> None:
 
 
 def test_a_value_too_large_is_left_out() -> None:
-    assert all(s.value <= 20 for s, _ in successors((9, 8, 7), max_value=20))
+    assert all(s.value <= 20 for s, _ in successors((9, 8, 7), Bounds(20)))
     config = SearchConfig(max_value=40, spawn_depth=1)
     values = [n.path[-1].value for v in visits(run(FOUR[0], config)) for n in v.successors]
     assert max(values) <= 40
+
+
+def test_products_of_small_factors_are_explored_however_large() -> None:
+    bounds = Bounds(max_value=300, max_factor=99)
+    kept = [step for step, _ in successors((120, 99, 40, 3), bounds)]
+    assert kept == [
+        step
+        for step, _ in successors((120, 99, 40, 3))
+        if step.value <= 300 or (step.op == "*" and step.a <= 99)
+    ]
+    assert Step(99, "*", 40, 3_960) in kept
+    assert Step(120, "*", 3, 360) not in kept
+
+
+def test_large_products_lead_back_to_small_numbers() -> None:
+    """No path within 300; 43 * 41 - 37 * 46 = 61 and its like are found through products."""
+    posed = Problem((43, 41, 46, 37), 61)
+    bounded = SearchConfig(spawn_depth=1, max_value=300)
+    assert run(posed, bounded).goal is None
+    found = run(posed, replace(bounded, max_factor=99))
+    assert found.goal is not None
+    assert max(step.value for step in found.goal.path) > 300
+    complete = [v for v in visits(found) if len(v.node.numbers) == 2]
+    assert all(n.path[-1].value <= 300 for v in complete for n in v.successors)
 
 
 def test_complete_expressions_that_cannot_hit_are_left_out() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ from hypothesis import strategies as st
 
 from apr.models.llama import Llama
 from apr.train.attention import Kernel, causal_reference, kernel_of, packed_attention
+from apr.train.causal import causal, causal_library
 from tests.tiny import reference_logits, tiny_config, tiny_model
 from tests.train import flash_on_cpu
 
 MODELS = {kv: tiny_model(tiny_config(num_kv_heads=kv)) for kv in (1, 2, 4)}
 ROW = 12
+EVERYWHERE = [Kernel.PADDED, Kernel.C, Kernel.VARLEN]
 flash_on_cpu.install()
 
 
@@ -46,12 +49,12 @@ rows_of_sequences = st.lists(
 )
 
 
-@given(rows_of_sequences, st.sampled_from([1, 2, 4]), st.sampled_from(["padded", "varlen"]))
+@given(rows_of_sequences, st.sampled_from([1, 2, 4]), st.sampled_from(EVERYWHERE))
 def test_packed_sequences_have_the_logits_they_have_alone(
-    rows: list[list[torch.Tensor]], num_kv_heads: int, kernel: str
+    rows: list[list[torch.Tensor]], num_kv_heads: int, kernel: Kernel
 ) -> None:
     model = MODELS[num_kv_heads]
-    for row, found in zip(rows, packed_logits(model, rows, Kernel(kernel)), strict=True):
+    for row, found in zip(rows, packed_logits(model, rows, kernel), strict=True):
         for sequence, logits in zip(row, found, strict=True):
             expected = reference_logits(model, sequence)
             torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
@@ -94,6 +97,60 @@ def test_laid_end_to_end_sequences_learn_what_padded_ones_do() -> None:
     torch.testing.assert_close(ends, padded, atol=1e-5, rtol=1e-5)
 
 
+def library(width: int, dtype: torch.dtype) -> ctypes.CDLL:
+    found = causal_library(width, dtype)
+    if found is None:
+        pytest.skip("no C compiler here")
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("num_kv_heads", "width"), [(4, 32), (2, 6), (1, 48)])
+def test_in_c_the_gradient_is_that_of_the_reference(
+    num_kv_heads: int, width: int, dtype: torch.dtype
+) -> None:
+    """Over sequences shorter and longer than what it takes at a time, with a gap between two."""
+    generator = torch.Generator().manual_seed(0)
+    bounds = torch.tensor([[0, 1], [1, 8], [10, 43], [43, 150]], dtype=torch.int32)
+    q, k, v, grad = (
+        torch.randn(151, num, width, generator=generator, dtype=dtype)
+        for num in (4, num_kv_heads, num_kv_heads, 4)
+    )
+    compiled = library(width, dtype)
+    for x in (q, k, v):
+        x.requires_grad_()
+    sequences = [slice(*pair) for pair in bounds.tolist()]
+    expected = torch.zeros_like(grad)
+    for s in sequences:
+        expected[s] = causal_reference(0, q[s], k[s], v[s])
+    found = causal(compiled, q, k, v, bounds)
+    exactly = {"atol": 1e-12, "rtol": 1e-12} if dtype is torch.float64 else {}
+    torch.testing.assert_close(found, expected, **exactly)
+    slopes = [torch.autograd.grad(out, (q, k, v), grad) for out in (found, expected)]
+    torch.testing.assert_close(*slopes, **exactly or {"atol": 1e-5, "rtol": 1e-5})
+
+
+def test_in_c_a_head_may_be_a_view_of_more() -> None:
+    """As the queries and values of a fused projection are; heads that lie apart are copied."""
+    compiled = library(16, torch.float32)
+    heads = torch.randn(9, 6, 16, generator=torch.Generator().manual_seed(0))
+    bounds = torch.tensor([[0, 9]], dtype=torch.int32)
+    views = heads[:, :2], heads[:, 2:4], heads[:, 4:]
+    apart = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in views]
+    found = causal(compiled, *views, bounds)
+    torch.testing.assert_close(found, causal_reference(0, *views))
+    assert torch.equal(found, causal(compiled, *apart, bounds))
+
+
+def test_without_a_compiler_sequences_are_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APR_NATIVE", "0")
+    without = gradients(SEGMENTS, Kernel.C, "cpu", torch.float32)
+    for one, other in zip(
+        without, gradients(SEGMENTS, Kernel.PADDED, "cpu", torch.float32), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("lost", [1, 3])
 def test_batches_of_a_kind_have_one_shape(lost: int) -> None:
     """So that a network that was compiled for one fits the other."""
@@ -116,7 +173,7 @@ def test_on_a_gpu_every_kernel_learns_what_the_reference_does(kernel: Kernel) ->
 
 def test_each_device_has_its_kernel() -> None:
     assert kernel_of(torch.device("cuda")) is Kernel.VARLEN
-    assert kernel_of(torch.device("cpu")) is Kernel.PADDED
+    assert kernel_of(torch.device("cpu")) is Kernel.C
 
 
 def test_the_reference_is_softmax_of_scaled_scores_over_the_past() -> None:
