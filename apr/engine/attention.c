@@ -130,12 +130,12 @@ INLINE vec larger(vec a, vec b)
     return (vec)(((__typeof__(mask))a & mask) | ((__typeof__(mask))b & ~mask));
 }
 
-INLINE vec power_of_two_vec(vec x)
+INLINE vec weights_of(vec x)
 {
     REAL lanes[LANES];
     memcpy(lanes, &x, sizeof x);
     for (int i = 0; i < LANES; i++)
-        lanes[i] = power_of_two(lanes[i]);
+        lanes[i] = weight_of(lanes[i]);
     memcpy(&x, lanes, sizeof x);
     return x;
 }
@@ -183,14 +183,14 @@ INLINE void meet_some(row *rows, int n, const block *b, const block *next, int c
             most = larger(most, p[r][j]);
         REAL max = largest(most);
         if (max > rows[r].max) {
-            REAL shrink = power_of_two(rows[r].max - max);
+            REAL shrink = weight_of(rows[r].max - max);
             rows[r].max = max;
             rows[r].sum *= shrink;
             for (int c = 0; c < HEAD_DIM / LANES; c++)
                 rows[r].out[c] *= shrink;
         }
         for (int j = 0; j < VECTORS; j++)
-            p[r][j] = power_of_two_vec(p[r][j] - rows[r].max);
+            p[r][j] = weights_of(p[r][j] - rows[r].max);
         for (int t = count; t < PAGE; t++)
             scores[t] = 0;
         for (int j = 0; j < VECTORS; j++)

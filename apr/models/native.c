@@ -3,6 +3,8 @@
      REAL      float or double
      ROUNDED   what products round both sides to: 0 nothing, 1 bfloat16, 2 int8, with a scale for each row
                of x and of a matrix; 1 and 2 with floats alone
+     AMX       whether to multiply those in tiles of 16 rows, which some processors have registers for;
+               by default where this one has
 
    Each number of a product is a sum in one fixed order, however many rows there are: what a token
    gives does not depend, not by one bit, on what else is in the batch. */
@@ -12,6 +14,16 @@
 #include <stdlib.h>
 #if ROUNDED && defined __AVX512F__
 #include <immintrin.h>
+#endif
+#if defined AMX
+#elif ROUNDED == 1 && defined __AMX_BF16__ || ROUNDED == 2 && defined __AMX_INT8__
+#define AMX 1
+#else
+#define AMX 0
+#endif
+#if AMX
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 /* A tile is some rows by VECTORS vectors of sums: ROWS where there are many, and up to MOST where that
@@ -42,14 +54,22 @@ typedef REAL factor;
 #endif
 typedef factor factors VECTOR(factor);
 
+/* Behind the factors of a row of int8 its scale and its sum; behind those of a panel, a vector of each. */
+enum { NUMBERS = ROUNDED ? 2 * ROUNDED : 1, TAIL = ROUNDED == 2 ? 2 : 0, DEEP = AMX ? 16 : 1 };
+
+/* Factors of a row of k numbers, and of a panel of so many columns: in whole tiles, with zeros behind. */
+INLINE int64_t depth_of(int64_t k)
+{
+    int64_t deep = DEEP * NUMBERS;
+    return (k + deep - 1) / deep * DEEP + TAIL;
+}
+
 #if ROUNDED == 0
-enum { NUMBERS = 1, TAIL = 0 };
 typedef vec sums;
 INLINE sums multiply_add(sums sum, REAL x, factors weights) { return sum + x * weights; }
 INLINE void factorize(const REAL *row, int64_t k, factor *to) { memcpy(to, row, k * sizeof *row); }
 
 #elif ROUNDED == 1
-enum { NUMBERS = 2, TAIL = 0 };
 typedef vec sums;
 typedef uint32_t bits VECTOR(uint32_t);
 typedef uint16_t half __attribute__((vector_size(WIDEST / 2), aligned(sizeof(uint16_t)), may_alias));
@@ -69,6 +89,7 @@ INLINE half rounded(vec x)
 static void factorize(const REAL *row, int64_t k, factor *to)
 {
     int64_t whole = k - k % LANES;
+    memset(to + whole / 2, 0, (depth_of(k) - whole / 2) * sizeof *to);
     for (int64_t j = 0; j < whole; j += LANES)
         *(half *)(to + j / 2) = rounded(*(const vec *)(row + j));
     if (whole < k) {
@@ -91,15 +112,14 @@ INLINE sums multiply_add(sums sum, uint32_t x, factors weights)
 }
 
 #else
-/* Behind the factors of a row its scale and its sum; behind those of a panel, a vector of each. */
-enum { NUMBERS = 4, TAIL = 2, ZERO = 128 };
+enum { ZERO = 128 };
 typedef int32_t sums VECTOR(int32_t);
 
 /* The factors of a row of k numbers: each is its scale times an integer from -127 to 127, to which
    ZERO is added, since processors multiply unsigned bytes by signed ones. */
 static void factorize(const REAL *row, int64_t k, factor *to)
 {
-    int64_t depth = (k + NUMBERS - 1) / NUMBERS;
+    int64_t depth = depth_of(k) - TAIL;
     uint8_t *bytes = (uint8_t *)to;
     REAL most = 1e-20;
     int32_t sum = 0;
@@ -143,9 +163,6 @@ INLINE vec finish(sums sum, const factor *row, const factor *columns)
 INLINE vec finish(sums sum, const factor *row, const factor *columns) { return sum; }
 #endif
 
-/* Factors of a row of k numbers, and of a panel of so many columns. */
-INLINE int64_t depth_of(int64_t k) { return (k + NUMBERS - 1) / NUMBERS + TAIL; }
-
 /* Factors of a packed matrix (n, k). */
 int64_t packed_size(int64_t n, int64_t k) { return (n + PANEL - 1) / PANEL * PANEL * depth_of(k); }
 
@@ -168,6 +185,18 @@ void pack(int64_t n, int64_t k, const REAL *matrix, factor *packed)
     }
 }
 
+/* Sums of one row and one panel, given their tails, to out or added to what is there. */
+INLINE void put(const sums sum[VECTORS], const factor *row_tail, const factor *tails, int64_t columns,
+                REAL *out, int add)
+{
+    vec all[VECTORS];
+    for (int c = 0; c < VECTORS; c++)
+        all[c] = finish(sum[c], row_tail, tails + c * LANES);
+    const REAL *from = (const REAL *)all;
+    for (int64_t c = 0; c < columns; c++)
+        out[c] = add ? out[c] + from[c] : from[c];
+}
+
 /* What to ask of memory meanwhile, into the second cache: some of the vectors that lie this far on. */
 typedef struct {
     int64_t far;
@@ -187,21 +216,91 @@ INLINE void tile(int rows, int64_t depth, int64_t n, int64_t columns, const fact
             for (int c = 0; c < VECTORS; c++)
                 sum[r][c] = multiply_add(sum[r][c], x[r * apart + j], weights[c]);
     }
-    for (int r = 0; r < rows; r++) {
-        const factor *row_tail = x + r * apart + depth - TAIL;
-        const factor *tails = panel + (depth - TAIL) * PANEL;
-        vec all[VECTORS];
-        for (int c = 0; c < VECTORS; c++)
-            all[c] = finish(sum[r][c], row_tail, tails + c * LANES);
-        const REAL *from = (const REAL *)all;
-        for (int64_t c = 0; c < columns; c++)
-            out[r * n + c] = add ? out[r * n + c] + from[c] : from[c];
+    for (int r = 0; r < rows; r++)
+        put(sum[r], x + r * apart + depth - TAIL, panel + (depth - TAIL) * PANEL, columns, out + r * n, add);
+}
+
+#if AMX
+static int amx;
+
+/* The kernel gives the registers to those who ask, once for a process. */
+__attribute__((constructor)) static void ask_for_amx(void)
+{
+    enum { REQUEST = 0x1023, TILE_DATA = 18 };
+    amx = !syscall(SYS_arch_prctl, REQUEST, TILE_DATA);
+}
+
+/* Sums in tiles 0 and 1 of the upper rows by VECTORS vectors, 2 and 3 of the lower; 4 and 5 hold their
+   factors, 6 and 7 those of the panel. */
+INLINE void shape_tiles(int upper, int lower)
+{
+    int spare = lower ? lower : 1; /* a tile has a row at least */
+    struct {
+        uint8_t palette, start, unused[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } shape = {1, .rows = {upper, upper, spare, spare, upper, spare, DEEP, DEEP}};
+    for (int i = 0; i < 8; i++)
+        shape.bytes[i] = WIDEST;
+    _tile_loadconfig(&shape);
+}
+
+#if ROUNDED == 1
+#define MULTIPLY_TILES _tile_dpbf16ps
+#else
+#define MULTIPLY_TILES _tile_dpbusd
+#endif
+
+/* As tiles below, up to 32 rows at a time: two tiles of rows share what is read of the panel. */
+static void amx_tiles(int64_t rows, int64_t depth, int64_t n, int64_t columns, const factor *x,
+                      int64_t apart, const factor *panel, REAL *out, int add)
+{
+    int64_t num = (rows + 31) / 32, some = (rows + num - 1) / num; /* all of one shape: */
+    int upper = some > 16 ? (some + 1) / 2 : some, lower = some - upper;
+    sums sum[32][VECTORS];
+    shape_tiles(upper, lower);
+    for (int64_t i = 0; i < num; i++) {
+        int64_t next = i * some, first = next + some > rows ? rows - some : next; /* some rows again */
+        const factor *high = x + first * apart, *low = high + upper * apart;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t j = 0; j < depth - TAIL; j += DEEP) {
+            const factor *weights = panel + j * PANEL;
+            for (int c = 0; !i && c < DEEP * VECTORS; c++)
+                __builtin_prefetch(weights + NEAR + c * LANES, 0, 2);
+            _tile_loadd(6, weights, PANEL * sizeof(factor));
+            _tile_loadd(7, weights + LANES, PANEL * sizeof(factor));
+            _tile_loadd(4, high + j, apart * sizeof(factor));
+            MULTIPLY_TILES(0, 4, 6);
+            MULTIPLY_TILES(1, 4, 7);
+            if (lower) {
+                _tile_loadd(5, low + j, apart * sizeof(factor));
+                MULTIPLY_TILES(2, 5, 6);
+                MULTIPLY_TILES(3, 5, 7);
+            }
+        }
+        _tile_stored(0, sum[0], sizeof sum[0]);
+        _tile_stored(1, sum[0] + 1, sizeof sum[0]);
+        if (lower) {
+            _tile_stored(2, sum[upper], sizeof sum[0]);
+            _tile_stored(3, sum[upper] + 1, sizeof sum[0]);
+        }
+        for (int64_t r = next; r < first + some; r++)
+            put(sum[r - first], x + r * apart + depth - TAIL, panel + (depth - TAIL) * PANEL, columns,
+                out + r * n, add);
     }
 }
+#endif
 
 static void tiles(int64_t rows, int64_t depth, int64_t n, int64_t columns, const factor *x,
                   int64_t apart, const factor *panel, REAL *out, int add)
 {
+#if AMX
+    if (amx)
+        return amx_tiles(rows, depth, n, columns, x, apart, panel, out, add);
+#endif
     int64_t num = rows <= MOST ? 1 : (rows + ROWS - 1) / ROWS;
     /* All but the first find the panel in a cache: each asks for its share of the next one. */
     ahead ask = {num == 1 ? NEAR : depth * PANEL, 0, 0};
@@ -224,7 +323,12 @@ static void tiles(int64_t rows, int64_t depth, int64_t n, int64_t columns, const
 }
 
 /* Factors from one row of k numbers to the next: not in the same place of every page. */
-INLINE int64_t apart_of(int64_t k) { return ROUNDED ? depth_of(k) + LANES : k; }
+INLINE int64_t apart_of(int64_t k)
+{
+    if (AMX)
+        return ((depth_of(k) + LANES - 1) / LANES | 1) * LANES; /* whole lines of the cache */
+    return ROUNDED ? depth_of(k) + LANES : k;
+}
 
 /* x (rows, k) times a packed matrix (n, k), to out (rows, n) or added to what is there. This and all
    up to forward is called by every thread, and over when it is over for all.
@@ -250,6 +354,10 @@ static void product(int64_t rows, int64_t k, int64_t n, const REAL *x, const fac
                   from + first * apart, apart, packed + p * depth * PANEL,
                   out + first * n + p * PANEL, add);
         }
+#if AMX
+    if (amx)
+        _tile_release();
+#endif
 }
 
 /* The same, called by one thread. */

@@ -33,3 +33,7 @@ INLINE REAL power_of_two(REAL x)
     memcpy(&p, &bits, 4);
     return p;
 }
+
+/* The same for the weights of attention, of which the largest is 1; 0 below 2^-64. What is made of
+   smaller ones would be subnormal, and some processors take a hundred times as long over that. */
+INLINE REAL weight_of(REAL x) { return x < -64 ? 0 : power_of_two(x); }

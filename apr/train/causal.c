@@ -88,10 +88,6 @@ INLINE REAL total(vec x)
     return sum;
 }
 
-/* As power_of_two, but 0 below 2^-64: products with smaller ones would be subnormal, which some
-   processors take a hundred times as long over. */
-INLINE REAL weight(REAL x) { return x < -64 ? 0 : power_of_two(x); }
-
 /* Scores of n keys to powers of two below the largest, those behind them up to end to zeros; the sum
    of all, and the largest score. */
 INLINE REAL soften(REAL *scores, int64_t n, int64_t end, REAL *most)
@@ -107,7 +103,7 @@ INLINE REAL soften(REAL *scores, int64_t n, int64_t end, REAL *most)
     for (int i = 1; i < LANES; i++)
         *most = high[i] > *most ? high[i] : *most;
     for (int64_t j = 0; j < wide; j++)
-        scores[j] = weight(scores[j] - *most);
+        scores[j] = weight_of(scores[j] - *most);
     for (int64_t j = n; j < wide; j++)
         scores[j] = 0;
     for (int64_t j = 0; j < wide / LANES; j++)
@@ -244,7 +240,7 @@ static void backward_head(const pass *p, const work *w, int64_t head, int64_t kv
                 mean += ((vec *)g[r])[c] * ((const vec *)(p->out + here + r * stride))[c];
             REAL level = total(mean);
             for (int64_t j = 0; j < seen; j++) {
-                weights[j] = weight(weights[j] * (REAL)LOG2_E - sum);
+                weights[j] = weight_of(weights[j] * (REAL)LOG2_E - sum);
                 slopes[j] = weights[j] * (slopes[j] - level);
             }
             for (int64_t j = seen; j < end; j++)

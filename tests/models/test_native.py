@@ -88,6 +88,23 @@ def test_a_processor_that_does_not_multiply_so_rounds_the_same(
     assert len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.parametrize("num_in", [1, 37, 64, 200])
+@ROUNDED
+def test_tiles_of_sixteen_rows_are_the_same_products(
+    rounded: Precision, num_in: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor without AMX there are none, and nothing is compared. Sums of int8 are exact."""
+    weight, x = (numbers(n, num_in, dtype=torch.float32) for n in (50, 70))
+    packed = pack(weight, rounded)
+    native._library.cache_clear()
+    monkeypatch.setenv("CC", "cc -DAMX=0")
+    without = pack(weight, rounded)
+    assert len(list(cache.iterdir())) == 2
+    tolerance = 0 if rounded is Precision.INT8 else 1e-4
+    for rows in (*range(1, 35), 48, 49, 63, 64, 65, 70):
+        torch.testing.assert_close(packed(x[:rows]), without(x[:rows]), rtol=0, atol=tolerance)
+
+
 @ROUNDED
 def test_rounded_products_are_of_float32_alone(rounded: Precision) -> None:
     assert native.packed(numbers(3, 3, dtype=torch.float64), rounded) is None
