@@ -70,8 +70,8 @@ class Observer:
     def on_tokens(self, path: Path, ids: Sequence[int]) -> None:
         """A thread sampled ``ids``; where the engine cannot stream, when its call ends."""
 
-    def on_end(self, path: Path, end: End, message: str) -> None:
-        """A thread ended; ``message`` is what it joined with."""
+    def on_end(self, path: Path, end: End, join: Join | None) -> None:
+        """A thread ended; ``join`` is what it returned, where it did."""
 
 
 @dataclass(frozen=True)
@@ -403,7 +403,7 @@ class _Run:
 
     def end(self, thread: _Thread, end: End) -> None:
         thread.end = end
-        self.observer.on_end(thread.path, end, thread.join.message if thread.join else "")
+        self.observer.on_end(thread.path, end, thread.join)
 
     def close(self, path: Path, end: End) -> None:
         """End every thread at and below ``path`` that has not ended by itself."""

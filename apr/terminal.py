@@ -24,7 +24,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from apr.eval.metrics import Summary
-from apr.interfaces import Codec
+from apr.interfaces import Codec, Join
 from apr.runtime import Observer, Path
 from apr.trace import End, Thread, Trace, num_sampled
 from apr.viewer import plain
@@ -89,9 +89,10 @@ class Watch(Observer):
         branch.ids += ids
         branch.num_tokens += len(ids)
 
-    def on_end(self, path: Path, end: End, message: str) -> None:
+    def on_end(self, path: Path, end: End, join: Join | None) -> None:
         branch = self.branches[path]
-        branch.join, branch.success = message, bool(message.strip())
+        if join is not None:
+            branch.join, branch.success = join.message, join.success
         branch.end = end
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

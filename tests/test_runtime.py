@@ -429,7 +429,7 @@ def test_cancelling_a_run_cancels_its_engine_calls() -> None:
     ended: list[tuple[Path, End]] = []
 
     class Hear(Observer):
-        def on_end(self, path: Path, end: End, message: str) -> None:
+        def on_end(self, path: Path, end: End, join: Join | None) -> None:
             ended.append((path, end))
 
     async def cancel_after_two_seconds() -> None:
@@ -560,8 +560,8 @@ class _Diary(Observer):
     def on_tokens(self, path: Path, ids: Sequence[int]) -> None:
         self.tokens.setdefault(path, []).extend(ids)
 
-    def on_end(self, path: Path, end: End, message: str) -> None:
-        self.events.append((end, path, message))
+    def on_end(self, path: Path, end: End, join: Join | None) -> None:
+        self.events.append((end, path, join))
 
 
 class _SilentEngine(ScriptedEngine):
@@ -587,9 +587,9 @@ def test_an_observer_hears_of_every_thread_and_token(engine_class: type[Scripted
         ("thread", (), "go"),
         ("thread", (0,), "slow"),
         ("thread", (1,), "quick"),
-        (End.JOINED, (1,), "b"),
-        (End.CANCELLED, (0,), ""),
-        (End.JOINED, (), "c"),
+        (End.JOINED, (1,), Join("b", True)),
+        (End.CANCELLED, (0,), None),
+        (End.JOINED, (), Join("c", True)),
     ]
     heard = {p: tuple(sampled) for p, sampled in diary.tokens.items()}
     root, slow, quick = trace.threads
@@ -602,7 +602,7 @@ def test_an_observer_hears_of_the_threads_that_failed_with_the_engine() -> None:
     script = {**RACE, child("quick"): Reply("", error=EngineError("down"))}
     run(script, diary := _Diary())
     assert [e for e in diary.events if e[0] == End.FAILED] == [
-        (End.FAILED, path, "") for path in [(), (0,), (1,), (2,)]
+        (End.FAILED, path, None) for path in [(), (0,), (1,), (2,)]
     ]
 
 

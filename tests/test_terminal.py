@@ -15,6 +15,7 @@ from apr.countdown.diagnose import Diagnosis, Tally
 from apr.dialects.tags import Tags
 from apr.errors import EngineError
 from apr.eval.metrics import summarize
+from apr.interfaces import Join
 from apr.runtime import Limits, Observer, Runtime
 from apr.testing import ByteCodec, Reply, ScriptedEngine
 from apr.trace import End, Trace, coordinated
@@ -186,6 +187,15 @@ def test_a_tree_taller_than_the_screen_folds_what_has_ended() -> None:
     resumed = [s for s in low.screens if still(s[0]).startswith("*")][-1]
     assert resumed[1:] == ["├── ✓ 3     6  y", "└── 11 more ended"]
     assert not any("more ended" in line for screen in high.screens for line in screen)
+
+
+def test_a_live_view_takes_no_message_for_a_success() -> None:
+    watch = terminal.Watch(CODEC)
+    watch.on_thread((), "root")
+    for number, success in enumerate([True, False]):
+        watch.on_thread((number,), str(number))
+        watch.on_end((number,), End.JOINED, Join("a thought", success))
+    assert draw(watch)[1:] == ["├── ✓ 0    0  a thought", "└── · 1    0  a thought"]
 
 
 def test_a_live_view_shows_nothing_before_the_run_begins() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from apr.interfaces import Task
+from apr.interfaces import Join, Task
 from apr.methods import Method, P, graded
 from apr.runtime import Observer, Path, Runtime
 from apr.trace import End, Thread, Trace, coordinated
@@ -78,17 +78,17 @@ async def coordinate(
     message, observer = task.prompt(problem), observer or Observer()
     coordinator = Coordinator(runtime, observer)
     observer.on_thread((), message)
-    end, join, success = End.CANCELLED, "", False
+    end, join = End.CANCELLED, Join("", False)
     try:
         chosen = await plan(coordinator)
         end = End.JOINED
         if chosen is not None:
-            end, join, success = chosen.end, chosen.join, chosen.success
+            end, join = chosen.end, Join(chosen.join, chosen.success)
     except _Failed:
         end = End.FAILED
     finally:
-        observer.on_end((), end, join)
-    trace = coordinated(message, coordinator.phases, end, join, success)
+        observer.on_end((), end, join if end is End.JOINED else None)
+    trace = coordinated(message, coordinator.phases, end, join.message, join.success)
     return graded(trace, name, task, problem)
 
 
@@ -120,5 +120,5 @@ class _Below(Observer):
     def on_tokens(self, path: Path, ids: Sequence[int]) -> None:
         self.above.on_tokens((self.number, *path), ids)
 
-    def on_end(self, path: Path, end: End, message: str) -> None:
-        self.above.on_end((self.number, *path), end, message)
+    def on_end(self, path: Path, end: End, join: Join | None) -> None:
+        self.above.on_end((self.number, *path), end, join)

@@ -203,7 +203,7 @@ class _Workers:
             success=join is not None and join.success,
             notes=(reason,) if reason else (),
         )
-        self.observer.on_end((worker,), end, thread.join)
+        self.observer.on_end((worker,), end, join)
         return thread
 
     def call(self, worker: int, completion: Completion | None) -> Call:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apr.dialects.tags import Tags
+from apr.interfaces import Join
 from apr.runtime import Observer, Path, Runtime
 from apr.testing import ByteCodec, Reply, ScriptedEngine
 from apr.trace import End, Trace
@@ -47,7 +48,7 @@ class Diary(Observer):
     def __init__(self) -> None:
         self.messages: dict[Path, str] = {}
         self.ids: dict[Path, list[int]] = {}
-        self.ends: dict[Path, tuple[End, str]] = {}
+        self.ends: dict[Path, tuple[End, Join | None]] = {}
 
     def on_thread(self, path: Path, message: str) -> None:
         assert path not in self.messages
@@ -59,10 +60,10 @@ class Diary(Observer):
         assert ids
         self.ids[path] += ids
 
-    def on_end(self, path: Path, end: End, message: str) -> None:
+    def on_end(self, path: Path, end: End, join: Join | None) -> None:
         assert path in self.messages
         assert path not in self.ends
-        self.ends[path] = end, message
+        self.ends[path] = end, join
 
     def agrees_with(self, trace: Trace) -> bool:
         """Whether it heard of exactly the threads of ``trace``, each at its place."""
@@ -77,5 +78,11 @@ class Diary(Observer):
         return (
             self.messages == {path: t.message for path, t in threads.items()}
             and self.ids == {p: [i for c in t.calls for i in c.ids] for p, t in threads.items()}
-            and self.ends == {path: (t.end, t.join) for path, t in threads.items()}
+            and {p: (end, said(join)) for p, (end, join) in self.ends.items()}
+            == {p: (t.end, (t.join, t.success)) for p, t in threads.items()}
         )
+
+
+def said(join: Join | None) -> tuple[str, bool]:
+    """What a thread says of it, and whether it claims success."""
+    return (join.message, join.success) if join else ("", False)

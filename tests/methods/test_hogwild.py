@@ -12,7 +12,7 @@ from apr.countdown.task import Countdown
 from apr.engine import EmbeddedEngine
 from apr.errors import ConfigError, ContextError, EngineError
 from apr.hogwild import HogwildEngine
-from apr.interfaces import SharedEngine
+from apr.interfaces import Join, SharedEngine
 from apr.methods.best_of_n import BestOfN
 from apr.methods.hogwild import Hogwild, Taken
 from apr.methods.serial import Serial
@@ -212,9 +212,9 @@ def test_cancelling_ends_every_worker() -> None:
     with pytest.raises(TimeoutError):
         asyncio.run(cut_short())
     assert diary.ends == {
-        (): (End.CANCELLED, ""),
-        (0,): (End.CANCELLED, ""),
-        (1,): (End.JOINED, "8"),
+        (): (End.CANCELLED, None),
+        (0,): (End.CANCELLED, None),
+        (1,): (End.JOINED, Join("8", True)),
     }
 
 

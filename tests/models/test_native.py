@@ -93,7 +93,7 @@ def test_a_processor_that_does_not_multiply_so_rounds_the_same(
 def test_tiles_of_sixteen_rows_are_the_same_products(
     rounded: Precision, num_in: int, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a processor without AMX there are none, and nothing is compared. Sums of int8 are exact."""
+    """Without AMX there are none, and nothing is compared. Sums of int8 are exact."""
     weight, x = (numbers(n, num_in, dtype=torch.float32) for n in (50, 70))
     packed = pack(weight, rounded)
     native._library.cache_clear()
