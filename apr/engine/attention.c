@@ -19,19 +19,13 @@
 #include <immintrin.h>
 #endif
 
-enum {
-    FIT = WIDEST / sizeof(REAL),
-    LANES = COMMON < FIT ? COMMON : FIT,
-    CHAINS = HEAD_DIM % 4 ? 2 : 4, /* sums that grow side by side: one alone waits for itself */
-};
+enum { CHAINS = HEAD_DIM % 4 ? 2 : 4 }; /* sums that grow side by side: one alone waits for itself */
 
 #define ROWS 16 /* most tokens of a tile */
 #define TOGETHER 4 /* rows that share what is in registers */
 #define AHEAD 2 /* blocks from the one that is read to the one that is asked for */
 #define INTO (STORED == 2 ? 3 : 2) /* the first cache; the second takes more requests at a time */
-#define VECTOR(type) __attribute__((vector_size(LANES * sizeof(type)), aligned(sizeof(type)), may_alias))
 
-typedef REAL vec VECTOR(REAL);
 typedef float vec_float VECTOR(float);
 typedef uint32_t vec_bits VECTOR(uint32_t);
 typedef int32_t vec_int VECTOR(int32_t);
@@ -135,12 +129,6 @@ static void put(block *b, int place, const REAL *k, const REAL *v)
         b->v[place][i] = store(v[i] * per_v);
 }
 
-INLINE vec larger(vec a, vec b)
-{
-    __typeof__(a > b) mask = a > b;
-    return (vec)(((__typeof__(mask))a & mask) | ((__typeof__(mask))b & ~mask));
-}
-
 INLINE vec weights_of(vec x)
 {
     REAL lanes[LANES];
@@ -149,17 +137,6 @@ INLINE vec weights_of(vec x)
         lanes[i] = weight_of(lanes[i]);
     memcpy(&x, lanes, sizeof x);
     return x;
-}
-
-INLINE REAL largest(vec x)
-{
-    REAL lanes[LANES];
-    memcpy(lanes, &x, sizeof x);
-#pragma GCC unroll 8
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++)
-            lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-    return lanes[0];
 }
 
 /* n rows meet the first count tokens of a page; n is known when this is compiled. What is

@@ -20,9 +20,6 @@ from apr.models import native
 from apr.models.llama import LlamaConfig
 from apr.models.precision import Precision
 
-_WIDEST = 16
-"""Numbers of the widest vectors there are."""
-
 
 class _Step(ctypes.Structure):
     """``step`` of ``attention.c``."""
@@ -43,7 +40,7 @@ def attention_library(
         dtype,
         HEAD_DIM=config.head_dim,
         PAGE=page_size,
-        COMMON=math.gcd(config.head_dim, page_size, _WIDEST),
+        COMMON=math.gcd(config.head_dim, page_size, native.WIDEST),
         STORED=precision.number,
     )
     if library is not None:

@@ -36,6 +36,8 @@ _TYPES = {torch.float32: "float", torch.float64: "double"}
 SOURCE = Path(__file__).with_name("native.c")
 _HEADER = SOURCE.with_name("vectors.h")
 _COMPILE_SECONDS = 120
+WIDEST = 16
+"""Numbers of the widest vectors there are."""
 _PARTS = ("matrix products", "attention", "rest of the network", "sampler")
 """As ``native.c`` counts them."""
 

@@ -37,3 +37,26 @@ INLINE REAL power_of_two(REAL x)
 /* The same for the weights of attention, of which the largest is 1; 0 below 2^-64. What is made of
    smaller ones would be subnormal, and some processors take a hundred times as long over that. */
 INLINE REAL weight_of(REAL x) { return x < -64 ? 0 : power_of_two(x); }
+
+#ifdef COMMON /* a power of two that divides what is taken in vectors: none has more numbers */
+enum { FIT = WIDEST / sizeof(REAL), LANES = COMMON < FIT ? COMMON : FIT };
+#define VECTOR(type) __attribute__((vector_size(LANES * sizeof(type)), aligned(sizeof(type)), may_alias))
+typedef REAL vec VECTOR(REAL);
+
+INLINE vec larger(vec a, vec b)
+{
+    __typeof__(a > b) mask = a > b;
+    return (vec)(((__typeof__(mask))a & mask) | ((__typeof__(mask))b & ~mask));
+}
+
+INLINE REAL largest(vec x)
+{
+    REAL lanes[LANES];
+    memcpy(lanes, &x, sizeof x);
+#pragma GCC unroll 8
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    return lanes[0];
+}
+#endif

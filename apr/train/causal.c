@@ -14,15 +14,11 @@
 #include <stdlib.h>
 
 enum {
-    FIT = WIDEST / sizeof(REAL),
-    LANES = COMMON < FIT ? COMMON : FIT,
     VECTORS = HEAD_DIM / LANES, /* of one head */
     PAIR = VECTORS % 2 ? 1 : 2, /* vectors of a head at a time */
     ROWS = 8,                   /* queries that share what is read */
     SPAN = 2 * LANES,           /* keys that they meet at a time */
 };
-
-typedef REAL vec __attribute__((vector_size(LANES * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
 
 #define UNROLL _Pragma("GCC unroll 16")
 #define LOG2_E 1.4426950408889634
@@ -74,12 +70,6 @@ static work begin(const pass *p, REAL *memory, int64_t sequence, int64_t kv_head
     return w;
 }
 
-INLINE vec larger(vec a, vec b)
-{
-    __typeof__(a > b) mask = a > b;
-    return (vec)(((__typeof__(mask))a & mask) | ((__typeof__(mask))b & ~mask));
-}
-
 INLINE REAL total(vec x)
 {
     REAL sum = 0;
@@ -99,9 +89,7 @@ INLINE REAL soften(REAL *scores, int64_t n, int64_t end, REAL *most)
         scores[j] = scores[0];
     for (int64_t j = 0; j < wide / LANES; j++)
         high = larger(high, spans[j]);
-    *most = high[0];
-    for (int i = 1; i < LANES; i++)
-        *most = high[i] > *most ? high[i] : *most;
+    *most = largest(high);
     for (int64_t j = 0; j < wide; j++)
         scores[j] = weight_of(scores[j] - *most);
     for (int64_t j = n; j < wide; j++)

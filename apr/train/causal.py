@@ -16,9 +16,6 @@ from torch import Tensor
 
 from apr.models import native
 
-_WIDEST = 16
-"""Numbers of the widest vectors there are."""
-
 
 class _Pass(ctypes.Structure):
     """``pass`` of ``causal.c``."""
@@ -34,7 +31,7 @@ class _Pass(ctypes.Structure):
 def causal_library(head_dim: int, dtype: torch.dtype) -> ctypes.CDLL | None:
     """``causal.c`` for heads of one width; None where it cannot be compiled."""
     source = Path(__file__).with_name("causal.c")
-    common = math.gcd(head_dim, _WIDEST)
+    common = math.gcd(head_dim, native.WIDEST)
     found = native.library(source, dtype, HEAD_DIM=head_dim, COMMON=common)
     if found is not None:
         found.forward.argtypes = [ctypes.c_void_p]
