@@ -104,8 +104,8 @@ def judge(
 
     Args:
         bounds: what can only be found through a result beyond them, a thread does not miss (the
-            solver's setting of the same name); a path that goes there is found all the same. 0 is
-            no limit. The first look at six numbers takes milliseconds, or with a limit seconds.
+            solver's settings); a path that goes there is found all the same. The first look at six
+            numbers takes milliseconds, or within bounds seconds.
     """
     if thread.end in (End.CANCELLED, End.FAILED):
         return None
