@@ -115,8 +115,7 @@ class SearchConfig:
     """Results above this are not explored; 0 is no limit."""
     max_factor: int = 0
     """Products of two numbers up to this are explored even so, unless they are complete
-    expressions; 0 is none. A pair of them mostly leads back to a small number, by a difference or a
-    division."""
+    expressions; 0 is none. A difference or a division leads back from there to small numbers."""
     max_final: int = 0
     """Complete expressions whose result is above this are left out, as none of them can hit where
     no target is; 0 is ``max_value``."""

@@ -33,6 +33,13 @@ typedef struct {
     REAL *sums; /* (N, H): log2 of the sum of a query's powers of two */
 } pass;
 
+/* What the backward pass is given, and what it makes: like out, q, k and v, all without gaps. Those of
+   keys and values are added to. */
+typedef struct {
+    const REAL *out;
+    REAL *q, *k, *v;
+} gradients;
+
 /* One sequence and one key-value head: its keys and values, and room for a few rows of scores. */
 typedef struct {
     int64_t start, length, wide; /* wide: the length in whole spans */
@@ -186,37 +193,19 @@ static void forward_head(const pass *p, const work *w, int64_t head, int64_t kv_
     }
 }
 
-void forward(const pass *p)
-{
-    int64_t repeat = p->num_heads / p->num_kv_heads;
-#pragma omp parallel
-    {
-        REAL *memory = room(p);
-#pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < p->num_sequences * p->num_kv_heads; item++) {
-            int64_t kv_head = item % p->num_kv_heads;
-            work w = begin(p, memory, item / p->num_kv_heads, kv_head);
-            for (int64_t h = 0; h < repeat; h++)
-                forward_head(p, &w, kv_head * repeat + h, kv_head);
-        }
-        free(memory);
-    }
-}
-
 /* Adds to the gradients of keys and values; writes that of queries. */
-static void backward_head(const pass *p, const work *w, int64_t head, int64_t kv_head,
-                          const REAL *grad, REAL *dq, REAL *dk, REAL *dv)
+static void backward_head(const pass *p, const work *w, int64_t head, int64_t kv_head, const gradients *d)
 {
     int64_t stride = p->num_heads * HEAD_DIM, kv_stride = p->num_kv_heads * HEAD_DIM;
     const REAL *k = p->k + w->start * p->k_stride + kv_head * HEAD_DIM;
     REAL q[ROWS][HEAD_DIM], g[ROWS][HEAD_DIM], slope[ROWS][HEAD_DIM], factor = 1 / sqrt((REAL)HEAD_DIM);
-    dk += w->start * kv_stride + kv_head * HEAD_DIM;
-    dv += w->start * kv_stride + kv_head * HEAD_DIM;
+    REAL *dk = d->k + w->start * kv_stride + kv_head * HEAD_DIM;
+    REAL *dv = d->v + w->start * kv_stride + kv_head * HEAD_DIM;
     for (int64_t i = 0; i < w->length; i += ROWS) {
         int n = w->length - i < ROWS ? w->length - i : ROWS;
         int64_t token = w->start + i, end = i + n, here = token * stride + head * HEAD_DIM;
         gather(q, p->q + token * p->q_stride + head * HEAD_DIM, p->q_stride, n, factor);
-        gather(g, grad + here, stride, n, 1);
+        gather(g, d->out + here, stride, n, 1);
         across(w->weights, q, w->k, end, w->wide);
         across(w->slopes, g, w->v, end, w->wide);
         for (int r = 0; r < ROWS; r++) {
@@ -239,12 +228,12 @@ static void backward_head(const pass *p, const work *w, int64_t head, int64_t kv
         spread(dv, kv_stride, w->weights, g, end, w->wide);
         for (int r = 0; r < n; r++)
             for (int x = 0; x < HEAD_DIM; x++)
-                dq[here + r * stride + x] = factor * slope[r][x];
+                d->q[here + r * stride + x] = factor * slope[r][x];
     }
 }
 
-/* grad, dq (N, H, d), dk and dv (N, KV, d), all without gaps; dk and dv are added to. */
-void backward(const pass *p, const REAL *grad, REAL *dq, REAL *dk, REAL *dv)
+/* One pass over all sequences and heads: the backward one where gradients are asked for. */
+static void run(const pass *p, const gradients *d)
 {
     int64_t repeat = p->num_heads / p->num_kv_heads;
 #pragma omp parallel
@@ -254,9 +243,20 @@ void backward(const pass *p, const REAL *grad, REAL *dq, REAL *dk, REAL *dv)
         for (int64_t item = 0; item < p->num_sequences * p->num_kv_heads; item++) {
             int64_t kv_head = item % p->num_kv_heads;
             work w = begin(p, memory, item / p->num_kv_heads, kv_head);
-            for (int64_t h = 0; h < repeat; h++)
-                backward_head(p, &w, kv_head * repeat + h, kv_head, grad, dq, dk, dv);
+            for (int64_t head = kv_head * repeat; head < (kv_head + 1) * repeat; head++)
+                if (d)
+                    backward_head(p, &w, head, kv_head, d);
+                else
+                    forward_head(p, &w, head, kv_head);
         }
         free(memory);
     }
+}
+
+void forward(const pass *p) { run(p, NULL); }
+
+void backward(const pass *p, const REAL *grad, REAL *dq, REAL *dk, REAL *dv)
+{
+    gradients d = {grad, dq, dk, dv};
+    run(p, &d);
 }
