@@ -14,6 +14,12 @@ Lines of search::
      9 + 8 = 17 x               a complete expression and its verdict: a miss
      9 * 3 = 27 !               a hit
     <join> 5 + 3 = 8 , 9 * 8 = 72</join>         what the thread returns: a path, or nothing
+
+A child that compares products (see ``balance``) is given all numbers and who joins another first,
+and writes each side before a colon, what is compared with it before its verdict::
+
+    <thread> 56 : 93 62 52 32 = 93 32</thread>
+     93 + 32 = 125 , 93 - 32 = 61 , 62 * 52 = 3224 : 125 * 56 = 7000 x 61 * 56 = 3416 x
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
+from apr.countdown.balance import Balance, Mark
 from apr.countdown.problem import Path, Problem, Step
 from apr.countdown.solver import Node, start_of
 from apr.dialects.tags import Tags, messages
@@ -43,6 +50,9 @@ SPECIALS = (
 PATTERN = r" ?[0-9]+| ?[^0-9]"
 """Cuts text into words: numbers and signs."""
 MISS, HIT, LATER, ENTER, EQUALS = " x", " !", " ,", " :", " ="
+MARKS = {Mark.KEEP: LATER, Mark.SIDE: ENTER, Mark.MISS: MISS, Mark.HIT: HIT}
+MAX_HEARD = 6
+"""Paths that a parent hears of all that its children found: more would only fill its context."""
 
 
 class Compact(Tags):
@@ -63,7 +73,7 @@ class CompactWeighed(Compact):
     name = "compact-weighed"
 
     def resume(self, prompt: str, sampled: str, joins: Sequence[Join | Malformed]) -> Append:
-        return Append("".join(joined(_found(joins))))
+        return Append("".join(joined(_found(joins)[:MAX_HEARD])))
 
 
 class CompactNumbered(Compact):
@@ -88,7 +98,7 @@ class CompactNumbered(Compact):
         return Malformed(f"A thread returns{operation.message}, and heard nothing so numbered.")
 
     def resume(self, prompt: str, sampled: str, joins: Sequence[Join | Malformed]) -> Append:
-        return Append("".join(joined(numbered(_found(joins)))))
+        return Append("".join(joined(numbered(_found(joins)[:MAX_HEARD]))))
 
 
 class CompactPasta(Compact):
@@ -102,8 +112,8 @@ class CompactPasta(Compact):
     def read(self, prompt: str, sampled: str) -> Operation:
         operation = super().read(prompt, sampled)
         start, _, before = prompt.partition("</thread>")
-        if isinstance(operation, Join) and LATER in start:
-            # Only a child's start holds a step.
+        if isinstance(operation, Join) and (LATER in start or EQUALS in start):
+            # Only a child's start holds a step, or what is to be balanced.
             text = before + sampled.partition("</join>")[0]
             return Join(text.replace("<join>", LATER), operation.success)
         return operation
@@ -193,6 +203,19 @@ def whole_message(target: int, node: Node) -> list[str]:
     before = sorted((*before, last.a, last.b), reverse=True)
     path = path_pieces(node.path)[:-2]
     return [number(target), ENTER, *state(before), LATER, *path]
+
+
+def balance_message(target: int, node: Node, first: Iterable[int]) -> list[str]:
+    """What a thread is spawned with that compares products."""
+    return [number(target), ENTER, *state(node.numbers), EQUALS, *state(first)]
+
+
+def balance_pieces(balance: Balance) -> list[str]:
+    """`` a * b = c : d * e = f x``"""
+    out: list[str] = []
+    for step, mark in balance.lines:
+        out += (*step_pieces(step), MARKS[mark])
+    return out
 
 
 def thread(pieces: Iterable[str]) -> list[str]:

@@ -68,6 +68,7 @@ class Demonstrate:
         for name in ("dead_ends", "false_claims"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
+        self._check_balances()
         final, high = self.solver.max_final, self.problems.target_high
         if 0 < final < high:
             raise ConfigError(
@@ -75,6 +76,14 @@ class Demonstrate:
             )
         if self.bin < 1:
             raise ConfigError(f"bin is the width of a context bin in tokens, not {self.bin}")
+
+    def _check_balances(self) -> None:
+        if self.solver.balances and self.text == Text.PAPER:
+            raise ConfigError("the paper text tells no balances: tell them in the compact text")
+        if self.solver.unheard and self.telling in (Telling.SERIAL, Telling.PASTA):
+            raise ConfigError(
+                f"in the {self.telling} telling nothing goes unheard: leave unheard at 0"
+            )
 
     def __call__(self, index: int) -> Demonstration:
         posed = problem(self.problems, self.seed, index, self.split)

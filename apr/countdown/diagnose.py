@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from apr.countdown.judge import Verdict, asked_of, judge, poses_truly, problem_of, winnable
+from apr.countdown.judge import SubProblem, Verdict, asked_of, findable, judge, poses_truly, problem_of
 from apr.countdown.narrate import Text
 from apr.countdown.problem import Problem, solvable
 from apr.countdown.solver import UNBOUNDED, Bounds, start_of
@@ -136,7 +136,7 @@ def diagnose(
     Args:
         text: in which their model writes.
         decode: reads its tokens.
-        bounds: of the results that the search looks at.
+        bounds: how far the search looks.
 
     Raises:
         DataError: a trace is not of a Countdown problem.
@@ -179,14 +179,15 @@ def _holds(a: int, op: str, b: int, value: int) -> bool:
 def _cause(problem: Problem, trace: Trace, text: Text, bounds: Bounds) -> Cause:
     if not solvable(problem):
         return Cause.UNSOLVABLE
-    if not winnable(start_of(problem).numbers, problem.target, bounds):
+    whole = SubProblem(problem.target, start_of(problem).numbers, ())
+    if not findable(whole, bounds, whole=True):
         return Cause.BEYOND
     children = trace.threads[1:]
     asked = [c for c in children if poses_truly(problem, c, text)]
     if any(judge(problem, c, text, bounds) is Verdict.FOUND for c in asked):
         return Cause.UNHEARD if trace.root.end is End.JOINED else Cause.UNREAD
     parts = [part for c in asked if (part := asked_of(problem, c, text))]
-    if any(winnable(part.numbers, part.target, bounds) for part in parts):
+    if any(findable(part, bounds) for part in parts):
         return Cause.MISSED
     if children:
         return Cause.UNASKED

@@ -16,15 +16,18 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
+from apr.countdown.balance import Numbers, balance, balances, parts
 from apr.countdown.grade import MAX_DIGITS, Claim, Flaw, follow, read
 from apr.countdown.narrate import Telling, Text
 from apr.countdown.problem import Path, Problem, reaches
-from apr.countdown.solver import UNBOUNDED, Bounds, Numbers, start_of, successors
+from apr.countdown.solver import UNBOUNDED, Bounds, start_of, successors
 from apr.errors import ConfigError, DataError, ProblemError
 from apr.trace import End, Thread, Trace
 
 _NUMBER = rf"[0-9]{{1,{MAX_DIGITS}}}"
-_COMPACT = re.compile(rf"\s*({_NUMBER})\s*:((?:\s+{_NUMBER})*)\s*(?:,(.*))?", re.DOTALL)
+_COMPACT = re.compile(
+    rf"\s*({_NUMBER})\s*:((?:\s+{_NUMBER})*)\s*(?:,(.*)|=((?:\s+{_NUMBER})*))?", re.DOTALL
+)
 _PAPER = re.compile(
     rf"Current State: ({_NUMBER}):\[({_NUMBER}(?:, {_NUMBER})*)\], Operations: \[([^\]\n]*)\]\Z"
 )
@@ -54,6 +57,7 @@ class SubProblem(NamedTuple):
     target: int
     numbers: Numbers  # what is left to combine, largest first; may hold a zero
     given: Path  # the steps that led there
+    first: Numbers | None = None  # where products on both sides are to be compared: see Balance
 
 
 def check_judged(telling: Telling) -> None:
@@ -103,9 +107,9 @@ def judge(
     children whose message states no sub-problem, about which there is no truth to tell.
 
     Args:
-        bounds: what can only be found through a result beyond them, a thread does not miss (the
-            solver's settings); a path that goes there is found all the same. The first look at six
-            numbers takes milliseconds, or within bounds seconds.
+        bounds: what can only be found beyond them, a thread does not miss (the solver's settings);
+            a path that goes there is found all the same. The first look at six numbers takes
+            milliseconds, or within bounds seconds.
     """
     if thread.end in (End.CANCELLED, End.FAILED):
         return None
@@ -116,7 +120,7 @@ def judge(
         return Verdict.UNREADABLE
     if thread.join.strip():
         return Verdict.FOUND if _leads(asked, thread.join, text) else Verdict.FALSE
-    missed = winnable(asked.numbers, asked.target, bounds)
+    missed = findable(asked, bounds, whole=thread.parent is None)
     return Verdict.MISSED if missed else Verdict.EMPTY
 
 
@@ -151,31 +155,50 @@ def asked_of(problem: Problem, thread: Thread, text: Text) -> SubProblem | None:
     return asked if 0 < len(asked.numbers) <= len(problem.numbers) else None
 
 
+def findable(asked: SubProblem, bounds: Bounds, whole: bool = False) -> bool:
+    """Whether a search within ``bounds`` finds what was asked for.
+
+    Args:
+        whole: it is the problem itself, of which products on both sides are compared, too.
+    """
+    target, numbers, _, first = asked
+    if first is not None:
+        return balance(numbers, target, first).path is not None
+    if winnable(numbers, target, bounds.max_value):
+        return True
+    return whole and bounds.balances and any(b.path for b in balances(numbers, target))
+
+
 def _read_compact(message: str) -> SubProblem:
     """What is said by `` 24 : 9 , 5 + 3``; the last step's result is one of the numbers left."""
-    target, stated, given = _stated(message)
-    return SubProblem(target, _state(stated + [step.value for step in given[-1:]]), given)
+    target, stated, given, first = _stated(message)
+    numbers = _state(stated + [step.value for step in given[-1:]])
+    return SubProblem(target, numbers, given, first)
 
 
 def _read_whole(message: str) -> SubProblem:
     """What is said by `` 24 : 9 5 3 , 5 + 3``; the last step is to be taken from the numbers."""
-    target, stated, given = _stated(message)
+    target, stated, given, first = _stated(message)
     for step in given[-1:]:
         for n in (step.a, step.b):
             if n not in stated:
                 raise Flaw(f"{n} is not there to be used.")
             stated.remove(n)
         stated.append(step.value)
-    return SubProblem(target, _state(stated), given)
+    return SubProblem(target, _state(stated), given, first)
 
 
-def _stated(message: str) -> tuple[int, list[int], Path]:
-    """Target, numbers and steps as a message in the compact texts has them."""
+def _stated(message: str) -> tuple[int, list[int], Path, Numbers | None]:
+    """Target, numbers, steps and what is balanced as a message in the compact texts has them."""
     found = _COMPACT.fullmatch(message)
     if found is None:
         raise Flaw("The message states no target and numbers.")
-    target, stated, steps = found.groups()
-    return int(target), [*map(int, stated.split())], () if steps is None else _steps(steps)
+    target, numbers, first = int(found[1]), [*map(int, found[2].split())], None
+    if found[4] is not None:
+        first = tuple(map(int, found[4].split()))
+        if first not in parts(_state(numbers), target):
+            raise Flaw("No such numbers can be balanced.")
+    return target, numbers, () if found[3] is None else _steps(found[3]), first
 
 
 def _read_paper(message: str) -> SubProblem:
@@ -236,11 +259,11 @@ def _plain(path: Path) -> list[tuple[str, list[int]]]:
 
 # The rollouts of one problem ask for the same states over and over.
 @lru_cache(maxsize=1 << 14)
-def winnable(numbers: Numbers, target: int, bounds: Bounds) -> bool:
-    """Whether ``target`` can be made of ``numbers``, by results within ``bounds``."""
+def winnable(numbers: Numbers, target: int, max_value: int) -> bool:
+    """Whether ``target`` can be made of ``numbers``, by results up to ``max_value`` if not 0."""
     if not reaches(numbers, target):
         return False
-    if not bounds.max_value or len(numbers) == 1:
+    if not max_value or len(numbers) == 1:
         return True
-    after = (state for _, state in successors(numbers, bounds))
-    return any(winnable(state, target, bounds) for state in after)
+    after = (state for _, state in successors(numbers, max_value))
+    return any(winnable(state, target, max_value) for state in after)

@@ -7,7 +7,7 @@ at run time (prompts, joined messages) is written here as the dialect writes it,
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 
 from apr.countdown import compact
@@ -137,16 +137,20 @@ class _Teller:
         return thread
 
     def search(self, thread: _Thread, found: Search) -> None:
+        # Where products are compared, a child may have found something that went unheard.
+        unheard = found.visits[-1].mode is Mode.BALANCE
         for n, visit in enumerate(found.visits):
-            if n:
+            if n and visit.mode is not Mode.BALANCE:
                 # Taken from the queue: the way there from this search's start is said again.
                 steps = visit.node.path[len(found.start.path) :]
                 thread.told.extend(compact.path_pieces(steps) + self.enter(visit.node))
-            self.visit(thread, visit)
+            self.visit(thread, visit, unheard)
 
-    def visit(self, thread: _Thread, visit: Visit) -> None:
+    def visit(self, thread: _Thread, visit: Visit, unheard: bool) -> None:
+        if visit.mode is Mode.BALANCE:
+            return self.balance(thread, visit)
         if visit.mode is Mode.SPAWN and self.telling != Telling.SERIAL:
-            return self.spawn(thread, visit)
+            return self.spawn(thread, visit, unheard)
         if visit.mode is Mode.LIST:
             for child in visit.successors:
                 thread.told.extend(compact.step_pieces(child.path[-1]))
@@ -160,27 +164,67 @@ class _Teller:
                 return None
         return None
 
-    def spawn(self, thread: _Thread, visit: Visit) -> None:
+    def spawn(self, thread: _Thread, visit: Visit, unheard: bool) -> None:
         messages = [self.message(self.target, child) for child in visit.successors]
         thread.told.extend(compact.spawn(messages))
         children = [
             self.tell(found, compact.thread(message))
             for found, message in zip(visit.searches, messages, strict=True)
         ]
+        told = list(zip(children, visit.searches, strict=True))
+        if unheard:
+            told = [(child, found) for child, found in told if found.goal is None]
+        searches = [found for _, found in told]
+        claims = map(self.claim, searches) if self.telling.weighs else map(self.path, searches)
+        self.wait(thread, children)
+        self.hear(thread, [child for child, _ in told], claims, map(self.path, searches))
+
+    def balance(self, thread: _Thread, visit: Visit) -> None:
+        """Products on both sides: each part by a thread of its own, unless one tells everything."""
+        if self.telling == Telling.SERIAL:
+            for balance in visit.balances:
+                thread.told += [compact.EQUALS, *compact.state(balance.first), compact.ENTER]
+                thread.told += compact.balance_pieces(balance)
+                if balance.path is not None:
+                    return
+            return
+        messages = [compact.balance_message(self.target, visit.node, b.first) for b in visit.balances]
+        thread.told.extend(compact.spawn(messages))
+        paths = [compact.path_pieces(balance.path or ()) for balance in visit.balances]
+        children: list[_Thread] = []
+        for balance, message, path in zip(visit.balances, messages, paths, strict=True):
+            child = _Thread(compact.thread(message), balance.path is not None)
+            child.told.extend(compact.balance_pieces(balance) + compact.join(path))
+            children.append(child)
+        self.threads += children
+        self.wait(thread, children)
+        self.hear(thread, children, paths, paths)
+
+    def wait(self, thread: _Thread, children: list[_Thread]) -> None:
         thread.waited += max((c.num_told + c.waited for c in children), default=0)
-        heard = self.heard(children, visit.searches)
+
+    def hear(
+        self,
+        thread: _Thread,
+        children: list[_Thread],
+        claims: Iterable[list[str]],
+        paths: Iterable[list[str]],
+    ) -> None:
+        """What ``thread`` hears of ``children``, who claim ``claims`` and found ``paths``."""
+        found = [path for path in paths if path]
+        heard = [claim for claim in claims if claim]
+        if self.telling == Telling.PASTA:
+            heard = [_whole(child) for child in children]
+        elif self.telling.weighs:
+            # As many as the dialect passes on, or as it takes to hear one that is true.
+            first = heard.index(found[0]) + 1 if found else 0
+            heard = heard[: max(compact.MAX_HEARD, first)]
+        else:
+            heard = heard[:1]
         if self.telling == Telling.NUMBERED:
-            right = [p for p in map(self.path, visit.searches) if p][:1]
-            thread.returned = compact.label(heard.index(right[0]) + 1) if right else None
+            thread.returned = compact.label(heard.index(found[0]) + 1) if found else None
             heard = compact.numbered(heard)
         thread.hear(compact.joined(heard))
-
-    def heard(self, children: list[_Thread], searches: tuple[Search, ...]) -> list[list[str]]:
-        if self.telling == Telling.PASTA:
-            return [_whole(child) for child in children]
-        if self.telling.weighs:
-            return [path for path in map(self.claim, searches) if path]
-        return [path for path in map(self.path, searches) if path][:1]
 
     def claim(self, found: Search) -> list[str]:
         """What a child is heard to have found: not always the truth."""

@@ -19,11 +19,9 @@ from itertools import combinations
 from typing import NamedTuple
 
 from apr.config import check_least
+from apr.countdown.balance import SIZES, Balance, Numbers, balances
 from apr.countdown.problem import Path, Problem, Step
 from apr.errors import ConfigError
-
-Numbers = tuple[int, ...]
-
 
 class Node(NamedTuple):
     """A state of the search."""
@@ -41,16 +39,12 @@ class Node(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Which results a search looks at."""
+    """How far a search looks."""
 
     max_value: int = 0
-    """Results up to this; 0 is no limit."""
-    max_factor: int = 0
-    """And products of two numbers up to this, however large; 0 is none."""
-
-    def allow(self, step: Step) -> bool:
-        a, op, _, value = step  # a is the larger
-        return not self.max_value or value <= self.max_value or (op == "*" and a <= self.max_factor)
+    """At results up to this; 0 is no limit."""
+    balances: bool = False
+    """And, where it starts, at products on both sides, whatever they come to."""
 
 
 UNBOUNDED = Bounds()
@@ -65,6 +59,8 @@ class Mode(StrEnum):
     """Each is searched to its end before the next is looked at (depth first)."""
     SPAWN = "spawn"
     """Each is searched by a thread of its own."""
+    BALANCE = "balance"
+    """In place of successors, products on both sides are compared, by threads of their own."""
 
 
 class Order(StrEnum):
@@ -85,13 +81,14 @@ class Visit(NamedTuple):
     mode: Mode
     successors: tuple[Node, ...]  # those kept, in order; of leaves, up to a hit
     searches: tuple[Search, ...]  # of the successors in turn; DIVE ends at a goal, LIST has none
+    balances: tuple[Balance, ...] = ()  # of BALANCE alone
 
 
 class Search(NamedTuple):
     """Everything one line of search did, from ``start`` on."""
 
     start: Node
-    visits: tuple[Visit, ...]
+    visits: tuple[Visit, ...]  # after what a visit found, another stands only where it goes unheard
     goal: Node | None  # the solved state, or None
 
 
@@ -113,12 +110,15 @@ class SearchConfig:
     """Most threads of one spawn; 0 is no limit."""
     max_value: int = 0
     """Results above this are not explored; 0 is no limit."""
-    max_factor: int = 0
-    """Products of two numbers up to this are explored even so, unless they are complete
-    expressions; 0 is none. A difference or a division leads back from there to small numbers."""
     max_final: int = 0
     """Complete expressions whose result is above this are left out, as none of them can hit where
     no target is; 0 is ``max_value``."""
+    balances: bool = False
+    """Whether a problem of three or four numbers whose children found nothing has its large
+    products compared, by children of another kind (see ``balance``)."""
+    unheard: float = 0.0
+    """Chance that it is done although a child found something, which then goes unheard: what is
+    rarely needed is met often enough to be learnt, and what a child missed may be found so."""
     order: Order = Order.FIXED
 
     def __post_init__(self) -> None:
@@ -126,33 +126,33 @@ class SearchConfig:
             low, high = getattr(self, name)
             if not 0 <= low <= high:
                 raise ConfigError(f"{name} must be a range like [1, 10], not [{low}, {high}]")
-        if not 0 <= self.promising <= 1:
-            raise ConfigError(f"promising is a chance between 0 and 1, not {self.promising}")
+        for name in ("promising", "unheard"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"{name} is a chance between 0 and 1, not {getattr(self, name)}"
+                )
+        if self.balances and not self.spawn_depth:
+            raise ConfigError("balances are threads: let a search spawn with spawn_depth = 1")
         check_least(
             0,
             spawn_depth=self.spawn_depth,
             max_children=self.max_children,
             max_value=self.max_value,
-            max_factor=self.max_factor,
             max_final=self.max_final,
         )
         check_least(2, spawn_size=self.spawn_size)
 
     @property
     def bounds(self) -> Bounds:
-        """Of all results but those of complete expressions."""
-        return Bounds(self.max_value, self.max_factor)
-
-    @property
-    def final_bounds(self) -> Bounds:
-        """Of complete expressions."""
-        return Bounds(self.max_final or self.max_value)
+        """How far a search looks."""
+        return Bounds(self.max_value, self.balances)
 
 
 def search(problem: Problem, config: SearchConfig, rng: random.Random) -> Search:
     """Search ``problem``; every choice left to chance is drawn from ``rng``."""
     searcher = _Searcher(problem.target, config, rng)
-    return searcher.run(start_of(problem), _draw(config.beam, rng), 0)
+    found = searcher.run(start_of(problem), _draw(config.beam, rng), 0)
+    return searcher.balance(found) if config.balances else found
 
 
 def start_of(problem: Problem) -> Node:
@@ -226,11 +226,22 @@ class _Searcher:
         goal = next((s.goal for s in searches if s.goal is not None), None)
         return Visit(node, Mode.SPAWN, tuple(children), searches), goal
 
+    def balance(self, found: Search) -> Search:
+        """``found`` and, where it is to go on, what comes of balances."""
+        start = found.start
+        heard = found.goal is not None and self.rng.random() >= self.config.unheard
+        if heard or len(start.numbers) not in SIZES:
+            return found
+        made = balances(start.numbers, self.target)
+        path = next((b.path for b in made if b.path is not None), None)
+        goal = None if path is None else Node((self.target,), path)
+        visit = Visit(start, Mode.BALANCE, (), (), made)
+        return Search(start, (*found.visits, visit), goal)
+
     def expand(self, node: Node, beam: int) -> list[Node]:
         """State expansion: the successors kept, in order (paper, section 3.2)."""
-        complete = len(node.numbers) == 2
-        bounds = self.config.final_bounds if complete else self.config.bounds
-        found = successors(node.numbers, bounds)
+        final = self.config.max_final if len(node.numbers) == 2 else 0
+        found = successors(node.numbers, final or self.config.max_value)
         order = self.config.order
         if order is Order.HEURISTIC or 0 < beam < len(found):
             # A stable sort: states of equal rank stay as enumerated.
@@ -262,12 +273,12 @@ def _draw(bounds: tuple[int, int], rng: random.Random) -> int:
 
 # Caches hold what a few problems need: larger ones cost the garbage collector more than they save.
 @lru_cache(maxsize=1 << 10)
-def successors(numbers: Numbers, bounds: Bounds = UNBOUNDED) -> tuple[tuple[Step, Numbers], ...]:
+def successors(numbers: Numbers, max_value: int = 0) -> tuple[tuple[Step, Numbers], ...]:
     """Every state one step away, with the step: fixed order, equal pairs once.
 
     Args:
         numbers: largest first.
-        bounds: of results; others are left out.
+        max_value: results above it are left out; 0 for no limit.
     """
     out: list[tuple[Step, Numbers]] = []
     seen: set[tuple[int, int]] = set()
@@ -278,7 +289,7 @@ def successors(numbers: Numbers, bounds: Bounds = UNBOUNDED) -> tuple[tuple[Step
         seen.add(pair)
         rest = numbers[:i] + numbers[i + 1 : j] + numbers[j + 1 :]
         for step in combine(a, b):
-            if bounds.allow(step):
+            if not max_value or step.value <= max_value:
                 out.append((step, _insert(step.value, rest)))
     return tuple(out)
 
