@@ -7,20 +7,19 @@ compared are products of two.
 
 Of four numbers and the target, one is left over when four of them make two products. Either it
 joins another one before (52 + 32 above), or it makes up the difference between the products, as in
-``75 * 5 - 55 = 10 * 32``. That is every solution whose large results are a product of two and what
-is one sum or difference away from it.
+``75 * 5 - 55 = 10 * 32``. What is left out are products of three numbers, and quotients in a
+product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
+from itertools import combinations
 from typing import NamedTuple
 
 from apr.countdown.problem import Path, Step
 
-SIZES = (3, 4)
-"""How many numbers can be balanced."""
 Numbers = tuple[int, ...]
 
 
@@ -46,8 +45,9 @@ class Balance(NamedTuple):
     """Everything one thread compares, up to a hit."""
 
     first: Numbers
-    """Who joins another number before: two numbers and the two others, each pair by itself; the
-    target, with each number; or none, and a number makes up a difference (of three: nobody)."""
+    """Two that join before, or one that makes up a difference; of three numbers nobody."""
+    joined: tuple[Step, ...]  # the sum and the difference of two that join
+    rest: Numbers  # whom products are made of, beside what is joined
     lines: tuple[Line, ...]
     path: Path | None  # from the numbers to the target, or None
 
@@ -58,84 +58,67 @@ def balances(numbers: Numbers, target: int) -> tuple[Balance, ...]:
 
 
 def parts(numbers: Numbers, target: int) -> list[Numbers]:
-    """Who joins another first, in each of ``balances``."""
+    """Who is ``first`` in each of ``balances``."""
+    everyone = (*numbers, target)
     if len(numbers) == 3:
         return [()]
-    pairs: list[Numbers] = [(numbers[0], other) for other in numbers[1:]]
-    return [*pairs, (target,), ()] if len(numbers) == 4 else []
+    if len(numbers) != 4:
+        return []
+    found: list[Numbers] = [*combinations(everyone, 2), *((n,) for n in everyone)]
+    return list(dict.fromkeys(found))
 
 
 def balance(numbers: Numbers, target: int, first: Numbers) -> Balance:
     """What comes of comparing under ``first``, which must be one of ``parts``."""
+    rest = [*numbers, target]
+    for n in first:
+        rest.remove(n)
+    joined = _joined(*first) if len(first) == 2 else ()
+    compared = _compare_joined(target, joined, rest) if joined else _compare(target, first, rest)
     lines: list[Line] = []
-    for line, path in _lines(numbers, target, first):
+    path = None
+    for line, proved in compared:
         lines.append(line)
-        if path is not None:
-            return Balance(first, tuple(lines), path)
-    return Balance(first, tuple(lines), None)
+        if line.mark is Mark.HIT:
+            path = proved
+            break
+    return Balance(first, joined, tuple(rest), tuple(lines), path)
 
 
-_Lines = Iterator[tuple[Line, Path | None]]
+_Lines = Iterator[tuple[Line, Path]]
+"""Each line, and what it proves if it is a hit."""
 
 
-def _lines(numbers: Numbers, target: int, first: Numbers) -> _Lines:
-    """Each line, and with a hit the path that it proves."""
-    if len(numbers) == 3:
-        yield from _equal(numbers, target)
-    elif not first:
-        yield from _apart(numbers, target)
-    elif len(first) == 1:
-        for n in range(4):
-            others = numbers[:n] + numbers[n + 1 :]
-            yield from _joined(target, (target, numbers[n]), others)
-    else:
-        others = list(numbers)
-        for n in first:
-            others.remove(n)
-        yield from _joined(target, first, (*others, target))
-        yield from _joined(target, tuple(others), (*first, target))
+def _joined(a: int, b: int) -> tuple[Step, ...]:
+    a, b = max(a, b), min(a, b)
+    return Step(a, "+", b, a + b), Step(a, "-", b, a - b)
 
 
-def _equal(numbers: Numbers, target: int) -> _Lines:
-    """Of three numbers: the target times one, beside the product of the others."""
-    for n, factor in enumerate(numbers):
-        side = _times(target, factor)
-        yield Line(side, Mark.SIDE), None
-        product = _times(*numbers[:n], *numbers[n + 1 :])
-        path = (product, Step(product.value, "/", factor, target))
-        yield _compared(product, product.value == side.value, path)
-
-
-def _joined(target: int, pair: Numbers, others: Numbers) -> _Lines:
-    """The sum and the difference of ``pair``, each times one of the other three, beside the product
-    of the two that are left."""
-    a, b = max(pair), min(pair)
-    joined = (Step(a, "+", b, a + b), Step(a, "-", b, a - b))
-    yield from ((Line(step, Mark.KEEP), None) for step in joined)
+def _compare_joined(target: int, joined: tuple[Step, ...], rest: list[int]) -> _Lines:
+    """What is joined times one of the three others, beside the product of the two that are left."""
     for n in (2, 1, 0):
-        side = _times(*others[:n], *others[n + 1 :])
-        yield Line(side, Mark.SIDE), None
+        factor, (a, b) = rest[n], rest[:n] + rest[n + 1 :]
+        side = _times(a, b)
+        yield Line(side, Mark.SIDE), ()
         for step in joined:
-            product = _times(step.value, others[n])
-            path = _path(target, pair, step, side, product, others[n])
-            yield _compared(product, product.value == side.value, path)
+            product = _times(step.value, factor)
+            path = _prove_joined(target, step, side, product, factor)
+            yield _judged(product, product.value == side.value), path
 
 
-def _path(target: int, pair: Numbers, joined: Step, side: Step, product: Step, factor: int) -> Path:
-    """What ``product``, of ``joined`` and ``factor``, proves where it equals ``side``."""
-    if target in pair:
-        other = pair[0] if pair[1] == target else pair[1]
-        whole = Step(side.value, "/", factor, joined.value)
-        return (side, whole, _undone(joined, other, target))
-    if factor == target:
+def _prove_joined(target: int, joined: Step, side: Step, product: Step, factor: int) -> Path:
+    """The path where ``product``, of ``joined`` and ``factor``, equals ``side``."""
+    if target == factor:
         return (joined, side, Step(side.value, "/", joined.value, target))
-    left = side.b if side.a == target else side.a
-    return (joined, product, Step(product.value, "/", left, target))
+    if target in (side.a, side.b):
+        return (joined, product, Step(product.value, "/", _other(side, target), target))
+    whole = Step(side.value, "/", factor, joined.value)
+    return (side, whole, _undone(joined, target))
 
 
-def _undone(joined: Step, other: int, target: int) -> Step:
-    """How ``target``, which made ``joined`` with ``other``, is got back from its result."""
-    value = joined.value
+def _undone(joined: Step, target: int) -> Step:
+    """How ``target``, which is joined with another, is got back from the result."""
+    value, other = joined.value, _other(joined, target)
     if joined.op == "+":
         return Step(value, "-", other, target)
     if joined.a == target:
@@ -143,39 +126,41 @@ def _undone(joined: Step, other: int, target: int) -> Step:
     return Step(other, "-", value, target)
 
 
-def _apart(numbers: Numbers, target: int) -> _Lines:
-    """Two products and their difference: the target times a number beside two of the others, which
-    the third makes up; or all four numbers, and the target does."""
-    for n, factor in enumerate(numbers):
-        side = _times(target, factor)
-        yield Line(side, Mark.SIDE), None
-        others = numbers[:n] + numbers[n + 1 :]
-        for m in (2, 1, 0):
-            product = _times(*others[:m], *others[m + 1 :])
-            more = product.value > side.value
-            made_up = Step(product.value, "-" if more else "+", others[m], side.value)
-            path = (product, made_up, Step(side.value, "/", factor, target))
-            yield from _differ(side, product, others[m], path)
+def _compare(target: int, first: Numbers, rest: list[int]) -> _Lines:
+    """Two products of all four in ``rest``: they are equal, or ``first`` is between them."""
     for n in (1, 2, 3):
-        side = _times(numbers[0], numbers[n])
-        product = _times(*numbers[1:n], *numbers[n + 1 :])
-        yield Line(side, Mark.SIDE), None
-        yield from _differ(side, product, target, (side, product, _difference(side, product)))
+        side, product = _times(rest[0], rest[n]), _times(*rest[1:n], *rest[n + 1 :])
+        yield Line(side, Mark.SIDE), ()
+        if not first:
+            yield _judged(product, product.value == side.value), _prove(target, side, product, 0)
+            continue
+        yield Line(product, Mark.KEEP), ()
+        more, less = max(side.value, product.value), min(side.value, product.value)
+        difference = Step(more, "-", less, more - less)
+        path = _prove(target, side, product, first[0])
+        yield _judged(difference, difference.value == first[0]), path
 
 
-def _differ(side: Step, product: Step, by: int, path: Path) -> _Lines:
-    difference = _difference(side, product)
-    yield Line(product, Mark.KEEP), None
-    yield _compared(difference, difference.value == by, path)
+def _prove(target: int, side: Step, product: Step, by: int) -> Path:
+    """The path where ``product`` differs from ``side`` by ``by``."""
+    more, less = (side, product) if side.value > product.value else (product, side)
+    if by == target:
+        return (side, product, Step(more.value, "-", less.value, target))
+    asked, known = (side, product) if target in (side.a, side.b) else (product, side)
+    quotient = Step(asked.value, "/", _other(asked, target), target)
+    if not by:
+        return (known, quotient)
+    op = "-" if known is more else "+"
+    return (known, Step(known.value, op, by, asked.value), quotient)
 
 
-def _difference(one: Step, other: Step) -> Step:
-    a, b = max(one.value, other.value), min(one.value, other.value)
-    return Step(a, "-", b, a - b)
+def _judged(step: Step, holds: bool) -> Line:
+    return Line(step, Mark.HIT if holds else Mark.MISS)
 
 
-def _compared(step: Step, holds: bool, path: Path) -> tuple[Line, Path | None]:
-    return (Line(step, Mark.HIT), path) if holds else (Line(step, Mark.MISS), None)
+def _other(step: Step, one: int) -> int:
+    """The operand beside ``one``."""
+    return step.b if step.a == one else step.a
 
 
 def _times(a: int, b: int) -> Step:

@@ -15,11 +15,14 @@ Lines of search::
      9 * 3 = 27 !               a hit
     <join> 5 + 3 = 8 , 9 * 8 = 72</join>         what the thread returns: a path, or nothing
 
-A child that compares products (see ``balance``) is given all numbers and who joins another first,
-and writes each side before a colon, what is compared with it before its verdict::
+A child that compares products (see ``balance``) is given all numbers and who joins, or who makes up
+a difference. It says what is left, each side before a colon, and what is compared with it before
+the verdict::
 
-    <thread> 56 : 93 62 52 32 = 93 32</thread>
-     93 + 32 = 125 , 93 - 32 = 61 , 62 * 52 = 3224 : 125 * 56 = 7000 x 61 * 56 = 3416 x
+    <thread> 56 : 93 62 52 32 = 52 32</thread>
+     52 + 32 = 84 , 52 - 32 = 20 : 93 62 56 93 * 62 = 5766 : 84 * 56 = 4704 x 56 * 20 = 1120 x
+    <thread> 56 : 93 62 52 32 = 93</thread>
+     : 62 52 32 56 62 * 52 = 3224 : 56 * 32 = 1792 , 3224 - 1792 = 1432 x
 """
 
 from __future__ import annotations
@@ -211,8 +214,8 @@ def balance_message(target: int, node: Node, first: Iterable[int]) -> list[str]:
 
 
 def balance_pieces(balance: Balance) -> list[str]:
-    """`` a * b = c : d * e = f x``"""
-    out: list[str] = []
+    """`` a + b = c , a - b = d : e f g e * f = h : c * g = i x``"""
+    out = [*path_pieces(balance.joined), ENTER, *state(balance.rest)]
     for step, mark in balance.lines:
         out += (*step_pieces(step), MARKS[mark])
     return out

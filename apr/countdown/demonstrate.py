@@ -13,10 +13,11 @@ from functools import partial
 from itertools import compress
 
 from apr.countdown import compact, narrate, narrate_paper
+from apr.countdown.balance import balances
 from apr.countdown.narrate import Telling, Text, check_telling
-from apr.countdown.problem import Problem, ProblemSpec, Split, problem
-from apr.countdown.solver import Search, SearchConfig, search
-from apr.errors import ConfigError
+from apr.countdown.problem import MAX_DRAWS, Problem, ProblemSpec, Split, problem
+from apr.countdown.solver import Search, SearchConfig, search, start_of
+from apr.errors import ConfigError, ProblemError
 from apr.types import Demonstration
 
 
@@ -60,12 +61,16 @@ class Demonstrate:
     false_claims: float = 0.05
     """Chance that a child that found nothing is heard to claim a path all the same, so that its
     parent learns to tell; where all are heard, in the weighed and the numbered telling."""
+    balanced: float = 0.0
+    """Share of the demonstrations that balance whatever a child found, which then goes unheard, and
+    whose problems are drawn until products on both sides meet: what is rarely needed, and then
+    found by one comparison in hundreds, is met often enough to be learnt."""
     seed: int = 0
     split: Split = Split.TRAIN
 
     def __post_init__(self) -> None:
         check_telling(self.text, self.telling)
-        for name in ("dead_ends", "false_claims"):
+        for name in ("dead_ends", "false_claims", "balanced"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
         self._check_balances()
@@ -80,16 +85,36 @@ class Demonstrate:
     def _check_balances(self) -> None:
         if self.solver.balances and self.text == Text.PAPER:
             raise ConfigError("the paper text tells no balances: tell them in the compact text")
-        if self.solver.unheard and self.telling in (Telling.SERIAL, Telling.PASTA):
+        if self.balanced and not self.solver.balances:
+            raise ConfigError("balanced is a share of searches that balance: set solver.balances")
+        if self.balanced and self.telling in (Telling.SERIAL, Telling.PASTA):
             raise ConfigError(
-                f"in the {self.telling} telling nothing goes unheard: leave unheard at 0"
+                f"in the {self.telling} telling nothing goes unheard: leave balanced at 0"
             )
 
     def __call__(self, index: int) -> Demonstration:
-        posed = problem(self.problems, self.seed, index, self.split)
+        coin = random.Random(f"balanced/{self.seed}/{self.split}/{index}")
+        balanced = self.balanced > 0 and coin.random() < self.balanced
+        posed = self._balanced(index) if balanced else self._posed(index)
         rng = random.Random(f"{self.seed}/{self.split}/{index}")
-        found = search(posed, self.solver, rng)
+        found = search(posed, self.solver, rng, unheard=balanced)
         return self._thin(self._tell(posed, found, index), rng)
+
+    def _posed(self, index: int) -> Problem:
+        return problem(self.problems, self.seed, index, self.split)
+
+    def _balanced(self, index: int) -> Problem:
+        """The first problem, of a series that begins at ``index``, that products solve."""
+        for draw in range(MAX_DRAWS):
+            # Far beyond the indices of demonstrations, so that none of them poses the same.
+            posed = self._posed(index + (draw << 40))
+            numbers = start_of(posed).numbers
+            if any(b.path is not None for b in balances(numbers, posed.target)):
+                return posed
+        raise ProblemError(
+            f"no product on both sides met in {MAX_DRAWS} problems with {self.problems}: "
+            "leave balanced at 0"
+        )
 
     def _tell(self, posed: Problem, found: Search, index: int) -> Demonstration:
         tell = partial(NARRATORS[self.text], posed, found, self.telling)

@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from apr.countdown.judge import SubProblem, Verdict, asked_of, findable, judge, poses_truly, problem_of
+from apr.countdown.judge import (
+    SubProblem,
+    Verdict,
+    asked_of,
+    findable,
+    judge,
+    poses_truly,
+    problem_of,
+)
 from apr.countdown.narrate import Text
 from apr.countdown.problem import Problem, solvable
 from apr.countdown.solver import UNBOUNDED, Bounds, start_of
@@ -30,6 +38,8 @@ _VERDICTS = {
     Text.PAPER: re.compile(rf"{_NUMBER},{_NUMBER} (equal|unequal)"),
 }
 _HITS = ("!", "equal")
+_LINE = re.compile(rf"{_NUMBER} ([-+*/]) {_NUMBER} = {_NUMBER} ([,:x!])")
+"""A line of a thread that compares products: what is kept, a side, or a verdict."""
 RANGE = 25
 """Width of the ranges of largest numbers."""
 
@@ -157,6 +167,7 @@ def diagnose(
 def _read(
     found: Diagnosis, problem: Problem, thread: Thread, text: Text, decode: Callable[[Ids], str]
 ) -> None:
+    asked = asked_of(problem, thread, text)
     if thread.parent is not None:
         found.asked.add(not poses_truly(problem, thread, text))
     # A child of the compact text begins with the result of the step that it was given last.
@@ -166,8 +177,29 @@ def _read(
         written += decode(call.ids).partition("<join>")[0] + "\n"
     for a, op, b, value in _STEP.findall(written):
         found.steps[op].add(not _holds(int(a), op, int(b), int(value)))
+    if asked is not None and asked.first is not None:
+        for wrong in _compared_wrongly(asked, written):
+            found.verdicts.add(wrong)
+        return
     for value, *_, mark in _VERDICTS[text].findall(written):
         found.verdicts.add((int(value) == problem.target) != (mark in _HITS))
+
+
+def _compared_wrongly(asked: SubProblem, written: str) -> Iterator[bool]:
+    """Of each verdict on two products as they were written, whether it is wrong."""
+    side: tuple[int, ...] = ()
+    product: tuple[int, ...] = ()
+    for a, op, b, value, mark in _LINE.findall(written):
+        line = (int(a), int(b), int(value))
+        if mark == ":":
+            side = line
+        elif mark == ",":
+            product = line
+        elif op == "*":
+            yield (line[2:] == side[2:]) != (mark in _HITS)
+        else:
+            over = Counter((*asked.numbers, asked.target)) - Counter((*side[:2], *product[:2]))
+            yield ([line[2]] == list(over.elements())) != (mark in _HITS)
 
 
 def _holds(a: int, op: str, b: int, value: int) -> bool:

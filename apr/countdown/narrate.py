@@ -147,8 +147,10 @@ class _Teller:
             self.visit(thread, visit, unheard)
 
     def visit(self, thread: _Thread, visit: Visit, unheard: bool) -> None:
+        if visit.mode is Mode.BALANCE and self.telling == Telling.SERIAL:
+            return self.compare(thread, visit)
         if visit.mode is Mode.BALANCE:
-            return self.balance(thread, visit)
+            return self.spawn_balances(thread, visit)
         if visit.mode is Mode.SPAWN and self.telling != Telling.SERIAL:
             return self.spawn(thread, visit, unheard)
         if visit.mode is Mode.LIST:
@@ -179,23 +181,24 @@ class _Teller:
         self.wait(thread, children)
         self.hear(thread, [child for child, _ in told], claims, map(self.path, searches))
 
-    def balance(self, thread: _Thread, visit: Visit) -> None:
-        """Products on both sides: each part by a thread of its own, unless one tells everything."""
-        if self.telling == Telling.SERIAL:
-            for balance in visit.balances:
-                thread.told += [compact.EQUALS, *compact.state(balance.first), compact.ENTER]
-                thread.told += compact.balance_pieces(balance)
-                if balance.path is not None:
-                    return
-            return
-        messages = [compact.balance_message(self.target, visit.node, b.first) for b in visit.balances]
-        thread.told.extend(compact.spawn(messages))
-        paths = [compact.path_pieces(balance.path or ()) for balance in visit.balances]
-        children: list[_Thread] = []
-        for balance, message, path in zip(visit.balances, messages, paths, strict=True):
-            child = _Thread(compact.thread(message), balance.path is not None)
-            child.told.extend(compact.balance_pieces(balance) + compact.join(path))
+    def compare(self, thread: _Thread, visit: Visit) -> None:
+        """Products on both sides, one part after the other."""
+        for balance in visit.balances:
+            thread.told.extend([compact.EQUALS, *compact.state(balance.first)])
+            thread.told.extend(compact.balance_pieces(balance))
+            if balance.path is not None:
+                return
+
+    def spawn_balances(self, thread: _Thread, visit: Visit) -> None:
+        """Products on both sides, each part by a child of its own."""
+        messages, children, paths = [], [], []
+        for balance in visit.balances:
+            messages.append(compact.balance_message(self.target, visit.node, balance.first))
+            paths.append(compact.path_pieces(balance.path or ()))
+            child = _Thread(compact.thread(messages[-1]), balance.path is not None)
+            child.told.extend(compact.balance_pieces(balance) + compact.join(paths[-1]))
             children.append(child)
+        thread.told.extend(compact.spawn(messages))
         self.threads += children
         self.wait(thread, children)
         self.hear(thread, children, paths, paths)

@@ -19,9 +19,10 @@ from itertools import combinations
 from typing import NamedTuple
 
 from apr.config import check_least
-from apr.countdown.balance import SIZES, Balance, Numbers, balances
+from apr.countdown.balance import Balance, Numbers, balances
 from apr.countdown.problem import Path, Problem, Step
 from apr.errors import ConfigError
+
 
 class Node(NamedTuple):
     """A state of the search."""
@@ -116,9 +117,6 @@ class SearchConfig:
     balances: bool = False
     """Whether a problem of three or four numbers whose children found nothing has its large
     products compared, by children of another kind (see ``balance``)."""
-    unheard: float = 0.0
-    """Chance that it is done although a child found something, which then goes unheard: what is
-    rarely needed is met often enough to be learnt, and what a child missed may be found so."""
     order: Order = Order.FIXED
 
     def __post_init__(self) -> None:
@@ -126,11 +124,8 @@ class SearchConfig:
             low, high = getattr(self, name)
             if not 0 <= low <= high:
                 raise ConfigError(f"{name} must be a range like [1, 10], not [{low}, {high}]")
-        for name in ("promising", "unheard"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"{name} is a chance between 0 and 1, not {getattr(self, name)}"
-                )
+        if not 0 <= self.promising <= 1:
+            raise ConfigError(f"promising is a chance between 0 and 1, not {self.promising}")
         if self.balances and not self.spawn_depth:
             raise ConfigError("balances are threads: let a search spawn with spawn_depth = 1")
         check_least(
@@ -148,11 +143,19 @@ class SearchConfig:
         return Bounds(self.max_value, self.balances)
 
 
-def search(problem: Problem, config: SearchConfig, rng: random.Random) -> Search:
-    """Search ``problem``; every choice left to chance is drawn from ``rng``."""
+def search(
+    problem: Problem, config: SearchConfig, rng: random.Random, unheard: bool = False
+) -> Search:
+    """Search ``problem``; every choice left to chance is drawn from ``rng``.
+
+    Args:
+        unheard: where it balances, it does so as if no child had found anything.
+    """
     searcher = _Searcher(problem.target, config, rng)
     found = searcher.run(start_of(problem), _draw(config.beam, rng), 0)
-    return searcher.balance(found) if config.balances else found
+    if config.balances and (unheard or found.goal is None):
+        return _balance(problem, found)
+    return found
 
 
 def start_of(problem: Problem) -> Node:
@@ -226,18 +229,6 @@ class _Searcher:
         goal = next((s.goal for s in searches if s.goal is not None), None)
         return Visit(node, Mode.SPAWN, tuple(children), searches), goal
 
-    def balance(self, found: Search) -> Search:
-        """``found`` and, where it is to go on, what comes of balances."""
-        start = found.start
-        heard = found.goal is not None and self.rng.random() >= self.config.unheard
-        if heard or len(start.numbers) not in SIZES:
-            return found
-        made = balances(start.numbers, self.target)
-        path = next((b.path for b in made if b.path is not None), None)
-        goal = None if path is None else Node((self.target,), path)
-        visit = Visit(start, Mode.BALANCE, (), (), made)
-        return Search(start, (*found.visits, visit), goal)
-
     def expand(self, node: Node, beam: int) -> list[Node]:
         """State expansion: the successors kept, in order (paper, section 3.2)."""
         final = self.config.max_final if len(node.numbers) == 2 else 0
@@ -264,6 +255,17 @@ class _Searcher:
         # No draw at the ends of the range, so that a certain coin costs no randomness.
         p = self.config.promising
         return p >= 1 or (p > 0 and self.rng.random() < p)
+
+
+def _balance(problem: Problem, found: Search) -> Search:
+    """``found``, and what comes of its balances, if its numbers have any."""
+    made = balances(found.start.numbers, problem.target)
+    if not made:
+        return found
+    path = next((b.path for b in made if b.path is not None), None)
+    goal = None if path is None else Node((problem.target,), path)
+    visit = Visit(found.start, Mode.BALANCE, (), (), made)
+    return Search(found.start, (*found.visits, visit), goal)
 
 
 def _draw(bounds: tuple[int, int], rng: random.Random) -> int:

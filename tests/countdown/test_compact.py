@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr.countdown import compact
-from apr.countdown.compact import Compact, CompactNumbered, CompactPasta, CompactWeighed
+from apr.countdown.compact import MAX_HEARD, Compact, CompactNumbered, CompactPasta, CompactWeighed
 from apr.countdown.problem import Problem, Step
 from apr.countdown.solver import Node
 from apr.data.tokenizer import EOS, PAD, HFCodec, build_tokenizer
@@ -57,6 +57,20 @@ def test_pasta_returns_all_that_a_child_wrote() -> None:
     assert PASTA.read(CHILD, HIT) == Join(text, True)
     assert PASTA.read(CHILD, MISS) == Join(" = 8 : 9 8 9 + 8 = 17 x ,", False)
     assert PASTA.read(ROOT, SPAWN) == COMPACT.read(ROOT, SPAWN)
+
+
+def test_pasta_returns_all_that_a_child_wrote_that_compares() -> None:
+    child = "<thread> 60 : 75 50 40 =</thread>"
+    text = " : 75 50 40 60 75 * 50 = 3750 : 60 * 40 = 2400 x"
+    assert PASTA.read(child, f"{text}<join></join>") == Join(f"{text} ,", False)
+
+
+@pytest.mark.parametrize("dialect", [WEIGHED, NUMBERED])
+def test_no_more_is_heard_than_a_few_paths(dialect: Compact) -> None:
+    joins = [NOTHING, *(Join(f" 9 * {n} = {9 * n}", True) for n in range(20))]
+    heard = dialect.resume(ROOT, SPAWN, joins).text
+    assert heard == dialect.resume(ROOT, SPAWN, joins[: MAX_HEARD + 1]).text
+    assert heard.count("<thread>") == MAX_HEARD
 
 
 def test_pasta_returns_what_a_child_wrote_before_it_spawned_too() -> None:

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 
 from apr import config
+from apr.countdown.compact import MAX_HEARD
 from apr.countdown.demonstrate import Condition, Demonstrate
 from apr.countdown.narrate import Telling, Text
 from apr.countdown.problem import ProblemSpec, Split, problem
 from apr.countdown.solver import SearchConfig
-from apr.errors import ConfigError
+from apr.errors import ConfigError, ProblemError
 from apr.types import Demonstration
 
 SPEC = ProblemSpec(high=30)
@@ -141,5 +142,39 @@ def test_all_that_children_found_is_heard() -> None:
     honest = Demonstrate(SPEC, FULL, false_claims=0)
     weighed, first = (replace(honest, telling=t) for t in (Telling.WEIGHED, Telling.THREADS))
     for index in range(20):
-        assert heard(weighed(index)) == sum(weighed(index).succeeded[1:])
+        assert heard(weighed(index)) == min(sum(weighed(index).succeeded[1:]), MAX_HEARD)
         assert heard(first(index)) == any(first(index).succeeded[1:])
+
+
+def test_balances_are_told_in_the_compact_texts_alone() -> None:
+    balanced = replace(FULL, balances=True)
+    with pytest.raises(ConfigError, match="the paper text tells no balances"):
+        Demonstrate(SPEC, balanced, text=Text.PAPER)
+    for telling in (Telling.SERIAL, Telling.PASTA):
+        Demonstrate(SPEC, balanced, telling=telling)
+        with pytest.raises(ConfigError, match=f"{telling} telling nothing goes unheard"):
+            Demonstrate(SPEC, balanced, telling=telling, balanced=0.5)
+    with pytest.raises(ConfigError, match="share of searches that balance"):
+        Demonstrate(SPEC, FULL, balanced=0.5)
+
+
+def test_a_share_of_problems_is_balanced_and_solved_so() -> None:
+    bounded = SearchConfig(spawn_depth=1, max_value=300, balances=True)
+    some = Demonstrate(ProblemSpec(), bounded, Text.WHOLE, Telling.NUMBERED, balanced=0.5)
+    told = [some(index) for index in range(20)]
+    second = [t for t in told if sum("<spawn>" in s.pieces for s in t.sequences[0]) == 2]
+    assert 4 < len(second) < 16
+    assert all(t.succeeded[0] and t.solved and any(t.succeeded[-15:]) for t in second)
+    assert any(any(t.succeeded[1:-15]) for t in second), "a child was right, and went unheard"
+    plain = replace(some, balanced=0.0)
+    others = [index for index in range(20) if told[index] not in second]
+    assert [told[index] for index in others] == [plain(index) for index in others]
+    prompts = {prompt(t) for t in told}
+    assert len(prompts) == 20
+
+
+def test_problems_without_products_that_meet() -> None:
+    spec = ProblemSpec(num_numbers=(2, 2), high=9, target_low=1, target_high=18)
+    one = Demonstrate(spec, SearchConfig(spawn_depth=1, balances=True), balanced=1.0)
+    with pytest.raises(ProblemError, match="leave balanced at 0"):
+        one(0)

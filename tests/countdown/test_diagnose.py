@@ -147,6 +147,53 @@ def test_what_lies_beyond_the_search() -> None:
     }
 
 
+BEYOND = Problem((75, 55, 32, 5), 10)
+BALANCED = SearchConfig(spawn_depth=1, max_value=300, balances=True)
+
+
+def test_products_on_both_sides() -> None:
+    """75 * 5 - 55 = 10 * 32, which the last child finds."""
+    trace = run(config=BALANCED, posed=BEYOND)
+    found = diagnosed(trace, bounds=BALANCED.bounds)
+    assert found.problems == Tally(1, 0)
+    wrong = [t.num_wrong for t in (*found.steps.values(), found.verdicts, found.asked)]
+    assert not any(wrong)
+    first = diagnosed(run(config=replace(BALANCED, balances=False), posed=BEYOND))
+    assert first.causes == {Cause.BEYOND: 1}
+    # Ten pairs have six verdicts each, five differences three; one is a hit, the second of three.
+    assert found.verdicts.num - first.verdicts.num == 10 * 6 + 5 * 3 - 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wrong"),
+    [
+        (" 375 - 320 = 55 !", " 375 - 320 = 55 x", 1),
+        (" 2400 - 50 = 2350 x", " 2400 - 50 = 2350 !", 1),
+        (" 375 - 320 = 55 !", " 375 - 320 = 54 x", 0),
+    ],
+)
+def test_a_wrong_verdict_on_a_difference(old: str, new: str, wrong: int) -> None:
+    def change(before: str, told: str) -> str:
+        return told.replace(old, new) if before.endswith(" 10 : 75 55 32 5 = 55</thread>") else told
+
+    found = diagnosed(run(change, config=BALANCED, posed=BEYOND), bounds=BALANCED.bounds)
+    assert found.verdicts.num_wrong == wrong
+    assert found.steps["-"].num_wrong == (new.endswith(" 54 x"))
+
+
+def test_a_wrong_verdict_on_a_product_and_a_child_that_missed() -> None:
+    posed = Problem((93, 62, 52, 32), 56)
+
+    def change(before: str, told: str) -> str:
+        if not before.endswith(" 56 : 93 62 52 32 = 52 32</thread>"):
+            return told
+        return told.partition(" !")[0] + " x<join></join>"
+
+    found = diagnosed(run(change, config=BALANCED, posed=posed), bounds=BALANCED.bounds)
+    assert found.verdicts.num_wrong == 1
+    assert found.causes == {Cause.MISSED: 1}
+
+
 def test_a_problem_without_a_solution() -> None:
     for bounds in (Bounds(), WITHIN):
         found = diagnosed(run(posed=Problem((1, 1, 1), 40)), bounds=bounds)

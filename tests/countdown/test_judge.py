@@ -150,6 +150,57 @@ def test_what_lies_beyond_the_largest_value_is_not_missed() -> None:
     assert num_excused > 5
 
 
+BALANCED = replace(FULL, max_value=300, balances=True)
+BEYOND = Problem((93, 62, 52, 32), 56)
+PROVED = " 52 + 32 = 84 , 84 * 62 = 5208 , 5208 / 93 = 56"
+
+
+@pytest.mark.parametrize("text", [Text.COMPACT, Text.WHOLE])
+def test_children_that_compare_products_tell_the_truth(text: Text) -> None:
+    found, trace = told(BEYOND, BALANCED, text)
+    assert trace.root.join == PROVED
+    verdicts = judge_all(trace, text, bounds=BALANCED.bounds)
+    assert set(verdicts) == TRUTHFUL
+    *_, visit = found.visits
+    hits = [FOUND if b.path else EMPTY for b in visit.balances]
+    assert verdicts[-15:] == hits
+    assert all(poses_truly(BEYOND, child, text) for child in trace.threads)
+    # Whether the root missed anything depends on where it was to look.
+    root = replace(trace.root, join="")
+    assert judge(BEYOND, root, text, BALANCED.bounds) is MISSED
+    assert judge(BEYOND, root, text, Bounds(300)) is EMPTY
+
+
+@pytest.mark.parametrize(
+    ("message", "join", "expected"),
+    [
+        (" 56 : 93 62 52 32 = 52 32", PROVED, FOUND),
+        (" 56 : 93 62 52 32 = 52 32", "", MISSED),
+        (" 56 : 93 62 52 32 = 93 52", PROVED, FOUND),
+        (" 56 : 93 62 52 32 = 93 52", "", EMPTY),
+        (" 56 : 93 62 52 32 = 32 56", "", EMPTY),
+        (" 56 : 93 62 52 32 = 56", "", EMPTY),
+        (" 56 : 93 62 52 32 = 52 32", " 52 + 32 = 84 , 84 * 62 = 5208 , 5208 / 93 = 57", FALSE),
+        # No part of what there is to compare.
+        (" 56 : 93 62 52 32 = 62 93", "", None),
+        (" 56 : 93 62 52 32 = 62 62", "", None),
+        (" 56 : 93 62 52 32 = 57", "", None),
+        (" 56 : 93 62 52 32 = 93 62 52", "", None),
+        (" 56 : 93 62 52 32 =", "", None),
+        (" 56 : 93 62 =", "", None),
+        (" 56 : 93 62 52 32 , 52 + 32 =", "", None),
+    ],
+)
+@pytest.mark.parametrize("text", [Text.COMPACT, Text.WHOLE])
+def test_what_is_to_be_compared(
+    message: str, join: str, expected: Verdict | None, text: Text
+) -> None:
+    assert verdict(message, join, BEYOND, text) == expected
+    assert poses_truly(BEYOND, thread(message), text) == (expected is not None)
+    other = message.replace(" 56 : 93", " 56 : 92")
+    assert not poses_truly(BEYOND, thread(other), text)
+
+
 def spell(path: Path) -> str:
     return "".join(compact.path_pieces(path))
 

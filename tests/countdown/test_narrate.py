@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from apr.countdown import compact
-from apr.countdown.compact import Compact, CompactNumbered
+from apr.countdown.compact import MAX_HEARD, Compact, CompactNumbered
 from apr.countdown.grade import grade
-from apr.countdown.narrate import Telling, Text, check_telling, narrate
+from apr.countdown.narrate import Message, Telling, Text, check_telling, narrate
 from apr.countdown.problem import Problem, ProblemSpec, problem
 from apr.countdown.solver import Search, SearchConfig, search
 from apr.data.tokenizer import HFCodec, build_tokenizer
@@ -69,16 +69,17 @@ def test_the_whole_text_gives_a_child_the_state_its_step_is_taken_from() -> None
 
 
 def test_weighed_the_parent_hears_all_and_returns_the_first_that_is_true() -> None:
-    posed = Problem((6, 2, 4), 12)
+    posed = Problem((9, 5, 3), 12)
     told = narrate(posed, run(posed, FULL), Telling.WEIGHED, false_claims=1.0)
     (_, _, heard, last), *children = spelled(told)
     returned = [c[-1].partition("<join>")[2].removesuffix("</join>") for c in children]
     paths = [p.removesuffix("</thread>") for p in heard.split("<thread>")[1:]]
     paths[-1] = paths[-1].removesuffix("</joined>").removesuffix("</thread>")
-    assert len(paths) == len(children)
+    assert len(paths) == MAX_HEARD < len(children)
     wrong = [p for p in paths if not grade(posed, p).correct]
-    assert [p for p in paths if p not in wrong] == [p for p in returned if p]
-    assert len(wrong) == returned.count("") > 0
+    heard_of = returned[: len(paths)]
+    assert [p for p in paths if p not in wrong] == [p for p in heard_of if p]
+    assert len(wrong) == heard_of.count("") > 0
     assert all(p.endswith(" = 12") for p in wrong)
     assert last == f"<join>{next(filter(None, returned))}</join>"
 
@@ -107,6 +108,58 @@ def test_numbered_a_thread_without_children_returns_its_own_path() -> None:
     assert spelled(tell(DIVE, Telling.NUMBERED)) == spelled(tell(DIVE, Telling.THREADS))
     told = tell(SPAWN, Telling.NUMBERED, Problem((3, 9, 5), 71))
     assert spelled(told)[0][2:] == ["<joined></joined>", "<join></join>"]
+
+
+BEYOND = Problem((75, 50, 40), 60)
+BALANCED = replace(FULL, max_value=300, balances=True)
+COMPARED = " : 75 50 40 60 75 * 50 = 3750 : 60 * 40 = 2400 x 75 * 40 = 3000 : 60 * 50 = 3000 !"
+PROVED = " 75 * 40 = 3000 , 3000 / 50 = 60"
+
+
+@pytest.mark.parametrize("message", [compact.message, compact.whole_message])
+def test_products_are_compared_in_a_second_spawn(message: Message) -> None:
+    found = run(BEYOND, BALANCED)
+    told = narrate(BEYOND, found, Telling.NUMBERED, message=message)
+    root, *_, child = spelled(told)
+    asked = "<thread> 60 : 75 50 40 =</thread>"
+    assert root[2:] == [
+        "<joined></joined>",
+        f"<spawn>{asked}</spawn>",
+        f"<joined><thread>{PROVED} : 1</thread></joined>",
+        "<join> : 1</join>",
+    ]
+    assert child == [asked, f"{COMPARED}<join>{PROVED}</join>"]
+    assert told.succeeded[0]
+    assert told.succeeded[-1]
+    assert told.num_children == len(told.sequences) - 1
+    before = found._replace(visits=found.visits[:1], goal=None)
+    first = narrate(BEYOND, before, Telling.NUMBERED, message=message)
+    alone = sum(len(s.pieces) for s in told.sequences[-1] if s.demonstrated)
+    waited = told.sequential_tokens - first.sequential_tokens
+    written = len(told.sequences[0][3].pieces) + len(told.sequences[0][5].pieces)
+    assert waited == alone + written - len(first.sequences[0][3].pieces)
+
+
+def test_what_goes_unheard_is_not_told() -> None:
+    posed = Problem((9, 5, 3, 2), 12)
+    found = search(posed, BALANCED, random.Random(0), unheard=True)
+    told = narrate(posed, found, Telling.NUMBERED)
+    plain = narrate(posed, run(posed, BALANCED), Telling.NUMBERED)
+    assert any(told.succeeded[1:])
+    root = spelled(told)[0]
+    assert root[:2] == spelled(plain)[0][:2]
+    assert root[2] == "<joined></joined>"
+    assert spelled(told)[1 : plain.num_children + 1] == spelled(plain)[1:]
+    # A false claim is heard all the same: what is heard and wrong is to be told from what is right.
+    false = narrate(posed, found, Telling.NUMBERED, false_claims=1.0)
+    assert "<thread>" in spelled(false)[0][2]
+    assert spelled(false)[0][3:] == root[3:]
+
+
+def test_serially_products_are_compared_in_line() -> None:
+    ((prompt, text),) = spelled(narrate(BEYOND, run(BEYOND, BALANCED), Telling.SERIAL))
+    assert prompt == "<thread> 60 : 75 50 40</thread>"
+    assert text.endswith(f" x ={COMPARED}<join>{PROVED}</join>")
 
 
 def test_numbered_nested_threads_each_return_a_number() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from apr.countdown.problem import Problem, ProblemSpec, Step, problem, reaches
+from apr.countdown.balance import balances
+from apr.countdown.problem import Problem, ProblemSpec, problem, reaches
 from apr.countdown.solver import (
-    Bounds,
     Mode,
     Node,
     Order,
@@ -55,7 +55,7 @@ def visits(found: Search) -> Iterator[Visit]:
         {"spawn_depth": -1},
         {"max_children": -1},
         {"max_value": -1},
-        {"max_factor": -1},
+        {"balances": True},
         {"max_final": -1},
         {"spawn_size": 1},
     ],
@@ -146,34 +146,49 @@ def test_successors_stand_in_a_fixed_order_and_equal_pairs_once() -> None:
 
 
 def test_a_value_too_large_is_left_out() -> None:
-    assert all(s.value <= 20 for s, _ in successors((9, 8, 7), Bounds(20)))
+    assert all(s.value <= 20 for s, _ in successors((9, 8, 7), max_value=20))
     config = SearchConfig(max_value=40, spawn_depth=1)
     values = [n.path[-1].value for v in visits(run(FOUR[0], config)) for n in v.successors]
     assert max(values) <= 40
 
 
-def test_products_of_small_factors_are_explored_however_large() -> None:
-    bounds = Bounds(max_value=300, max_factor=99)
-    kept = [step for step, _ in successors((120, 99, 40, 3), bounds)]
-    assert kept == [
-        step
-        for step, _ in successors((120, 99, 40, 3))
-        if step.value <= 300 or (step.op == "*" and step.a <= 99)
-    ]
-    assert Step(99, "*", 40, 3_960) in kept
-    assert Step(120, "*", 3, 360) not in kept
+BALANCED = SearchConfig(spawn_depth=1, max_value=300, balances=True)
 
 
-def test_large_products_lead_back_to_small_numbers() -> None:
-    """No path within 300; 43 * 41 - 37 * 46 = 61 and its like are found through products."""
+def test_where_children_find_nothing_products_are_compared() -> None:
+    """No path within 300; 43 * 41 - 37 * 46 = 61."""
     posed = Problem((43, 41, 46, 37), 61)
-    bounded = SearchConfig(spawn_depth=1, max_value=300)
+    bounded = replace(BALANCED, balances=False)
     assert run(posed, bounded).goal is None
-    found = run(posed, replace(bounded, max_factor=99))
+    found = run(posed, BALANCED)
+    first, last = found.visits
+    assert (first,) == run(posed, bounded).visits
+    assert last.mode is Mode.BALANCE
+    assert last.balances == balances((46, 43, 41, 37), 61)
     assert found.goal is not None
-    assert max(step.value for step in found.goal.path) > 300
-    complete = [v for v in visits(found) if len(v.node.numbers) == 2]
-    assert all(n.path[-1].value <= 300 for v in complete for n in v.successors)
+    assert found.goal.path in [b.path for b in last.balances]
+    assert found.goal.numbers == (61,)
+
+
+def test_where_a_child_finds_something_they_are_not() -> None:
+    solved = [p for p in FOUR if run(p, replace(BALANCED, balances=False)).goal]
+    assert solved
+    for posed in solved:
+        assert run(posed, BALANCED) == run(posed, replace(BALANCED, balances=False))
+
+
+def test_or_as_if_it_had_gone_unheard() -> None:
+    for posed in FOUR:
+        found = search(posed, BALANCED, random.Random(0), unheard=True)
+        assert [v.mode for v in found.visits] == [Mode.SPAWN, Mode.BALANCE]
+        assert found.visits[:1] == run(posed, replace(BALANCED, balances=False)).visits
+        path = next((b.path for b in found.visits[1].balances if b.path), None)
+        assert (found.goal and found.goal.path) == path
+
+
+def test_only_three_or_four_numbers_are_balanced() -> None:
+    for posed in (Problem((7,), 8), Problem((7, 2), 100), Problem((1, 1, 1, 1, 1), 90)):
+        assert all(v.mode is not Mode.BALANCE for v in run(posed, BALANCED).visits)
 
 
 def test_complete_expressions_that_cannot_hit_are_left_out() -> None:
