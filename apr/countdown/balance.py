@@ -39,6 +39,7 @@ class Line(NamedTuple):
 
     step: Step
     mark: Mark
+    proof: Path = ()  # of a comparison: the path to the target, if it holds
 
 
 class Balance(NamedTuple):
@@ -49,7 +50,11 @@ class Balance(NamedTuple):
     joined: tuple[Step, ...]  # the sum and the difference of two that join
     rest: Numbers  # whom products are made of, beside what is joined
     lines: tuple[Line, ...]
-    path: Path | None  # from the numbers to the target, or None
+
+    @property
+    def path(self) -> Path | None:
+        """From the numbers to the target; None where no comparison held."""
+        return self.lines[-1].proof if self.lines[-1].mark is Mark.HIT else None
 
 
 def balances(numbers: Numbers, target: int) -> tuple[Balance, ...]:
@@ -76,17 +81,11 @@ def balance(numbers: Numbers, target: int, first: Numbers) -> Balance:
     joined = _joined(*first) if len(first) == 2 else ()
     compared = _compare_joined(target, joined, rest) if joined else _compare(target, first, rest)
     lines: list[Line] = []
-    path = None
-    for line, proved in compared:
+    for line in compared:
         lines.append(line)
         if line.mark is Mark.HIT:
-            path = proved
             break
-    return Balance(first, joined, tuple(rest), tuple(lines), path)
-
-
-_Lines = Iterator[tuple[Line, Path]]
-"""Each line, and what it proves if it is a hit."""
+    return Balance(first, joined, tuple(rest), tuple(lines))
 
 
 def _joined(a: int, b: int) -> tuple[Step, ...]:
@@ -94,16 +93,16 @@ def _joined(a: int, b: int) -> tuple[Step, ...]:
     return Step(a, "+", b, a + b), Step(a, "-", b, a - b)
 
 
-def _compare_joined(target: int, joined: tuple[Step, ...], rest: list[int]) -> _Lines:
+def _compare_joined(target: int, joined: tuple[Step, ...], rest: list[int]) -> Iterator[Line]:
     """What is joined times one of the three others, beside the product of the two that are left."""
     for n in (2, 1, 0):
         factor, (a, b) = rest[n], rest[:n] + rest[n + 1 :]
         side = _times(a, b)
-        yield Line(side, Mark.SIDE), ()
+        yield Line(side, Mark.SIDE)
         for step in joined:
             product = _times(step.value, factor)
             path = _prove_joined(target, step, side, product, factor)
-            yield _judged(product, product.value == side.value), path
+            yield _judged(product, product.value == side.value, path)
 
 
 def _prove_joined(target: int, joined: Step, side: Step, product: Step, factor: int) -> Path:
@@ -126,19 +125,20 @@ def _undone(joined: Step, target: int) -> Step:
     return Step(other, "-", value, target)
 
 
-def _compare(target: int, first: Numbers, rest: list[int]) -> _Lines:
+def _compare(target: int, first: Numbers, rest: list[int]) -> Iterator[Line]:
     """Two products of all four in ``rest``: they are equal, or ``first`` is between them."""
     for n in (1, 2, 3):
         side, product = _times(rest[0], rest[n]), _times(*rest[1:n], *rest[n + 1 :])
-        yield Line(side, Mark.SIDE), ()
+        yield Line(side, Mark.SIDE)
         if not first:
-            yield _judged(product, product.value == side.value), _prove(target, side, product, 0)
+            path = _prove(target, side, product, 0)
+            yield _judged(product, product.value == side.value, path)
             continue
-        yield Line(product, Mark.KEEP), ()
+        yield Line(product, Mark.KEEP)
         more, less = max(side.value, product.value), min(side.value, product.value)
         difference = Step(more, "-", less, more - less)
         path = _prove(target, side, product, first[0])
-        yield _judged(difference, difference.value == first[0]), path
+        yield _judged(difference, difference.value == first[0], path)
 
 
 def _prove(target: int, side: Step, product: Step, by: int) -> Path:
@@ -154,8 +154,8 @@ def _prove(target: int, side: Step, product: Step, by: int) -> Path:
     return (known, Step(known.value, op, by, asked.value), quotient)
 
 
-def _judged(step: Step, holds: bool) -> Line:
-    return Line(step, Mark.HIT if holds else Mark.MISS)
+def _judged(step: Step, holds: bool, proof: Path) -> Line:
+    return Line(step, Mark.HIT if holds else Mark.MISS, proof)
 
 
 def _other(step: Step, one: int) -> int:

@@ -216,7 +216,7 @@ def balance_message(target: int, node: Node, first: Iterable[int]) -> list[str]:
 def balance_pieces(balance: Balance) -> list[str]:
     """`` a + b = c , a - b = d : e f g e * f = h : c * g = i x``"""
     out = [*path_pieces(balance.joined), ENTER, *state(balance.rest)]
-    for step, mark in balance.lines:
+    for step, mark, _ in balance.lines:
         out += (*step_pieces(step), MARKS[mark])
     return out
 

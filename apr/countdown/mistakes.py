@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+from apr.countdown.balance import Balance, Mark
 from apr.countdown.problem import Path, Step
 from apr.countdown.solver import Search
 
@@ -32,6 +33,11 @@ def false_path(target: int, found: Search, rng: random.Random) -> Path | None:
         if misled:
             return rng.choice(misled)
     return (*path[:-1], path[-1]._replace(value=target))
+
+
+def false_proof(found: Balance, rng: random.Random) -> Path:
+    """The path that one of the comparisons that do not hold in ``found`` would prove."""
+    return rng.choice([line.proof for line in found.lines if line.mark is Mark.MISS])
 
 
 def _complete(found: Search) -> Iterator[Path]:

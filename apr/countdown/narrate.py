@@ -7,11 +7,12 @@ at run time (prompts, joined messages) is written here as the dialect writes it,
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import StrEnum
 
 from apr.countdown import compact
-from apr.countdown.mistakes import false_path
+from apr.countdown.balance import Balance
+from apr.countdown.mistakes import false_path, false_proof
 from apr.countdown.problem import Problem
 from apr.countdown.solver import Mode, Node, Search, Visit
 from apr.errors import ConfigError
@@ -173,13 +174,13 @@ class _Teller:
             self.tell(found, compact.thread(message))
             for found, message in zip(visit.searches, messages, strict=True)
         ]
-        told = list(zip(children, visit.searches, strict=True))
-        if unheard:
-            told = [(child, found) for child, found in told if found.goal is None]
-        searches = [found for _, found in told]
-        claims = map(self.claim, searches) if self.telling.weighs else map(self.path, searches)
         self.wait(thread, children)
-        self.hear(thread, [child for child, _ in told], claims, map(self.path, searches))
+        if unheard and self.telling != Telling.PASTA:
+            # Not even what is false: nothing heard is what a parent goes on after.
+            return thread.hear(compact.joined([]))
+        claims = [self.claim(found) for found in visit.searches]
+        self.hear(thread, children, claims, [self.path(found) for found in visit.searches])
+        return None
 
     def compare(self, thread: _Thread, visit: Visit) -> None:
         """Products on both sides, one part after the other."""
@@ -191,17 +192,18 @@ class _Teller:
 
     def spawn_balances(self, thread: _Thread, visit: Visit) -> None:
         """Products on both sides, each part by a child of its own."""
-        messages, children, paths = [], [], []
+        messages, children, claims, paths = [], [], [], []
         for balance in visit.balances:
             messages.append(compact.balance_message(self.target, visit.node, balance.first))
             paths.append(compact.path_pieces(balance.path or ()))
             child = _Thread(compact.thread(messages[-1]), balance.path is not None)
             child.told.extend(compact.balance_pieces(balance) + compact.join(paths[-1]))
             children.append(child)
+            claims.append(paths[-1] or self.false_proof(balance))
         thread.told.extend(compact.spawn(messages))
         self.threads += children
         self.wait(thread, children)
-        self.hear(thread, children, paths, paths)
+        self.hear(thread, children, claims, paths)
 
     def wait(self, thread: _Thread, children: list[_Thread]) -> None:
         thread.waited += max((c.num_told + c.waited for c in children), default=0)
@@ -210,8 +212,8 @@ class _Teller:
         self,
         thread: _Thread,
         children: list[_Thread],
-        claims: Iterable[list[str]],
-        paths: Iterable[list[str]],
+        claims: list[list[str]],
+        paths: list[list[str]],
     ) -> None:
         """What ``thread`` hears of ``children``, who claim ``claims`` and found ``paths``."""
         found = [path for path in paths if path]
@@ -231,9 +233,16 @@ class _Teller:
 
     def claim(self, found: Search) -> list[str]:
         """What a child is heard to have found: not always the truth."""
-        if found.goal is not None or self.rng.random() >= self.false_claims:
+        if found.goal is not None or not self.lies():
             return self.path(found)
         return compact.path_pieces(false_path(self.target, found, self.rng) or ())
+
+    def false_proof(self, balance: Balance) -> list[str]:
+        """What a child is heard to claim that found no products that meet."""
+        return compact.path_pieces(false_proof(balance, self.rng)) if self.lies() else []
+
+    def lies(self) -> bool:
+        return self.telling.weighs and self.rng.random() < self.false_claims
 
     def enter(self, node: Node) -> list[str]:
         return [compact.ENTER, *compact.state(node.numbers)]

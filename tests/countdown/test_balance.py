@@ -122,6 +122,8 @@ def test_a_hit_is_a_path_and_every_result_is_right(numbers: list[int], target: i
         marks = [line.mark for line in found.lines]
         assert marks.count(Mark.HIT) == (found.path is not None)
         assert Mark.HIT not in marks[:-1]
+        compared = [line for line in found.lines if line.mark in (Mark.HIT, Mark.MISS)]
+        assert [bool(line.proof) for line in found.lines] == [x in compared for x in found.lines]
         if found.path is not None:
             answer = "".join(compact.path_pieces(found.path))
             assert grade(Problem(tuple(numbers), target), answer).correct, answer
@@ -138,5 +140,5 @@ def test_no_result_is_larger_than_a_table_holds() -> None:
     for index in range(50):
         posed = problem(spec, 0, index)
         for found in balances(of(list(posed.numbers)), posed.target):
-            assert all(min(s.a, s.b) <= 100 for s, _ in found.lines if s.op == "*")
-            assert all(s.value <= 199 * 99 for s, _ in found.lines)
+            assert all(min(s.a, s.b) <= 100 for s, *_ in found.lines if s.op == "*")
+            assert all(s.value <= 199 * 99 for s, *_ in found.lines)

@@ -150,10 +150,23 @@ def test_what_goes_unheard_is_not_told() -> None:
     assert root[:2] == spelled(plain)[0][:2]
     assert root[2] == "<joined></joined>"
     assert spelled(told)[1 : plain.num_children + 1] == spelled(plain)[1:]
-    # A false claim is heard all the same: what is heard and wrong is to be told from what is right.
+    # Nor what is false: a parent goes on where it heard nothing at all, and only there.
     false = narrate(posed, found, Telling.NUMBERED, false_claims=1.0)
-    assert "<thread>" in spelled(false)[0][2]
-    assert spelled(false)[0][3:] == root[3:]
+    assert spelled(false)[0][:4] == root[:4]
+
+
+def test_of_products_too_a_parent_hears_what_is_false() -> None:
+    """Each child that found nothing claims what one of its comparisons would prove."""
+    posed = Problem((93, 62, 52, 32), 56)
+    told = narrate(posed, run(posed, BALANCED), Telling.NUMBERED, false_claims=1.0)
+    root = told.sequences[0]
+    *paths, _ = "".join(root[4].pieces).removeprefix("<joined>").split("</thread>")
+    claims = [p.removeprefix("<thread>").rpartition(" :") for p in paths]
+    true = [grade(posed, path).correct for path, *_ in claims]
+    assert true[-1]
+    assert true.count(True) == 1
+    assert all(path.count(" ,") == 2 and path.endswith(" 56") for path, *_ in claims)
+    assert "".join(root[5].pieces) == f"<join> :{claims[-1][2]}</join>"
 
 
 def test_serially_products_are_compared_in_line() -> None:
