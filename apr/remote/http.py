@@ -218,7 +218,10 @@ class Http:
         All requests share one outage, so that of a dead server only the first ones wait.
         """
         now = time.monotonic()
-        if not self.is_down:
+        # Longer than any request waits between two attempts, and for the second: were a wait taken
+        # for the end of the outage, patience would begin anew with each.
+        silence = max(1.0, self.config.patience) + _LONGEST_WAIT + self.config.connect_seconds
+        if now - self._failed_at >= silence:
             self._down_since = now
         self._failed_at = now
         return now - self._down_since < self.config.patience

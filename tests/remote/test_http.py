@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from apr.errors import ConfigError, EngineError, EngineTimeout, InputError
 from apr.remote import RemoteConfig, RemoteEngine, Replicas, connect
+from apr.remote.http import Http
 from apr.remote.session import trusted
 from apr.types import Completion, Sampling
 from tests.remote.conftest import Start, codec, says
@@ -132,6 +134,18 @@ def test_only_the_first_requests_wait_for_a_dead_server(start: Start) -> None:
     first, second, third = asyncio.run(one_after_the_other())
     assert first > 3
     assert (second, third) == (first + 1, first + 2)
+
+
+def test_a_long_wait_is_not_the_end_of_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last wait may be longer than all of the patience that it is to use up."""
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr("apr.remote.http.time", clock)
+    http = Http("vllm", "http://127.0.0.1:1", RemoteConfig(patience=3))
+    # The last comes long after the others, and belongs to another outage.
+    for now, again in ((100, True), (102.8, True), (105.9, False), (109, False), (200, True)):
+        clock.now = float(now)
+        assert http._may_try_again() is again, now
 
 
 def test_a_server_that_comes_back_in_time_loses_nothing(start: Start) -> None:
