@@ -18,9 +18,7 @@ from enum import StrEnum
 from itertools import combinations
 from typing import NamedTuple
 
-from apr.countdown.problem import Path, Step
-
-Numbers = tuple[int, ...]
+from apr.countdown.problem import Numbers, Path, Step
 
 
 class Mark(StrEnum):

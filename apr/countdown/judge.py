@@ -16,10 +16,10 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from apr.countdown.balance import Numbers, balance, balances, parts
+from apr.countdown.balance import balance, balances, parts
 from apr.countdown.grade import MAX_DIGITS, Claim, Flaw, follow, read
 from apr.countdown.narrate import Telling, Text
-from apr.countdown.problem import Path, Problem, reaches
+from apr.countdown.problem import Numbers, Path, Problem, reaches
 from apr.countdown.solver import UNBOUNDED, Bounds, start_of, successors
 from apr.errors import ConfigError, DataError, ProblemError
 from apr.trace import End, Thread, Trace

@@ -175,12 +175,11 @@ class _Teller:
             for found, message in zip(visit.searches, messages, strict=True)
         ]
         self.wait(thread, children)
-        if unheard and self.telling != Telling.PASTA:
-            # Not even what is false: nothing heard is what a parent goes on after.
-            return thread.hear(compact.joined([]))
-        claims = [self.claim(found) for found in visit.searches]
-        self.hear(thread, children, claims, [self.path(found) for found in visit.searches])
-        return None
+        # Nothing heard, not even what is false, is what a parent goes on after.
+        silent = unheard and self.telling != Telling.PASTA
+        searches = () if silent else visit.searches
+        claims = [self.claim(found) for found in searches]
+        self.hear(thread, children, claims, [self.path(found) for found in searches])
 
     def compare(self, thread: _Thread, visit: Visit) -> None:
         """Products on both sides, one part after the other."""

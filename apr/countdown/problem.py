@@ -34,6 +34,7 @@ class Step(NamedTuple):
 
 
 Path = tuple[Step, ...]
+Numbers = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from itertools import combinations
 from typing import NamedTuple
 
 from apr.config import check_least
-from apr.countdown.balance import Balance, Numbers, balances
-from apr.countdown.problem import Path, Problem, Step
+from apr.countdown.balance import Balance, balances
+from apr.countdown.problem import Numbers, Path, Problem, Step
 from apr.errors import ConfigError
 
 

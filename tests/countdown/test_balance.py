@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr.countdown import compact
-from apr.countdown.balance import Balance, Mark, Numbers, balance, balances, parts
+from apr.countdown.balance import Balance, Mark, balance, balances, parts
 from apr.countdown.grade import grade
-from apr.countdown.problem import Problem, ProblemSpec, problem
+from apr.countdown.problem import Numbers, Problem, ProblemSpec, problem
 
 FOUR = (93, 62, 52, 32)
 SMALL = st.lists(st.integers(1, 12), min_size=3, max_size=4)

@@ -68,7 +68,7 @@ def test_the_whole_text_gives_a_child_the_state_its_step_is_taken_from() -> None
     ]
 
 
-def test_weighed_the_parent_hears_all_and_returns_the_first_that_is_true() -> None:
+def test_weighed_the_parent_hears_a_few_and_returns_the_first_that_is_true() -> None:
     posed = Problem((9, 5, 3), 12)
     told = narrate(posed, run(posed, FULL), Telling.WEIGHED, false_claims=1.0)
     (_, _, heard, last), *children = spelled(told)
