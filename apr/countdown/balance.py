@@ -7,8 +7,11 @@ compared are products of two.
 
 Of four numbers and the target, one is left over when four of them make two products. Either it
 joins another one before (52 + 32 above), or it makes up the difference between the products, as in
-``75 * 5 - 55 = 10 * 32``. What is left out are products of three numbers, and quotients in a
+``10 * 32 + 55 = 75 * 5``. What is left out are products of three numbers, and quotients in a
 product.
+
+No line asks for more than a table of products up to 100 * 100 and sums with little to carry:
+134 * 62 is told as 34 * 62 and 6200 more, and a difference as what it makes up.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from itertools import combinations
 from typing import NamedTuple
 
 from apr.countdown.problem import Numbers, Path, Step
+
+HUNDRED = 100
 
 
 class Mark(StrEnum):
@@ -87,8 +92,8 @@ def balance(numbers: Numbers, target: int, first: Numbers) -> Balance:
 
 
 def _joined(a: int, b: int) -> tuple[Step, ...]:
-    a, b = max(a, b), min(a, b)
-    return Step(a, "+", b, a + b), Step(a, "-", b, a - b)
+    total = _plus(a, b)
+    return total, total._replace(op="-", value=total.a - total.b)
 
 
 def _compare_joined(target: int, joined: tuple[Step, ...], rest: list[int]) -> Iterator[Line]:
@@ -100,7 +105,9 @@ def _compare_joined(target: int, joined: tuple[Step, ...], rest: list[int]) -> I
         for step in joined:
             product = _times(step.value, factor)
             path = _prove_joined(target, step, side, product, factor)
-            yield _judged(product, product.value == side.value, path)
+            *before, last = _told(product)
+            yield from (Line(part, Mark.KEEP) for part in before)
+            yield _judged(last, product.value == side.value, path)
 
 
 def _prove_joined(target: int, joined: Step, side: Step, product: Step, factor: int) -> Path:
@@ -133,10 +140,10 @@ def _compare(target: int, first: Numbers, rest: list[int]) -> Iterator[Line]:
             yield _judged(product, product.value == side.value, path)
             continue
         yield Line(product, Mark.KEEP)
-        more, less = max(side.value, product.value), min(side.value, product.value)
-        difference = Step(more, "-", less, more - less)
+        less, more = sorted((side.value, product.value))
+        made_up = _plus(less, first[0])
         path = _prove(target, side, product, first[0])
-        yield _judged(difference, difference.value == first[0], path)
+        yield _judged(made_up, made_up.value == more, path)
 
 
 def _prove(target: int, side: Step, product: Step, by: int) -> Path:
@@ -161,6 +168,19 @@ def _other(step: Step, one: int) -> int:
     return step.b if step.a == one else step.a
 
 
+def _told(product: Step) -> list[Step]:
+    """The steps that lead to its result: of more than a hundred times something, two."""
+    if product.a <= HUNDRED:
+        return [product]
+    part = _times(product.a - HUNDRED, product.b)
+    return [part, _plus(HUNDRED * product.b, part.value)]
+
+
 def _times(a: int, b: int) -> Step:
     a, b = max(a, b), min(a, b)
     return Step(a, "*", b, a * b)
+
+
+def _plus(a: int, b: int) -> Step:
+    a, b = max(a, b), min(a, b)
+    return Step(a, "+", b, a + b)

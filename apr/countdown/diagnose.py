@@ -24,7 +24,7 @@ from apr.countdown.judge import (
     problem_of,
 )
 from apr.countdown.narrate import Text
-from apr.countdown.problem import Problem, solvable
+from apr.countdown.problem import Numbers, Problem, solvable
 from apr.countdown.solver import UNBOUNDED, Bounds, start_of
 from apr.trace import End, Thread, Trace
 from apr.types import Ids
@@ -178,28 +178,26 @@ def _read(
     for a, op, b, value in _STEP.findall(written):
         found.steps[op].add(not _holds(int(a), op, int(b), int(value)))
     if asked is not None and asked.first is not None:
-        for wrong in _compared_wrongly(asked, written):
+        for wrong in _compared_wrongly(asked.first, written):
             found.verdicts.add(wrong)
         return
     for value, *_, mark in _VERDICTS[text].findall(written):
         found.verdicts.add((int(value) == problem.target) != (mark in _HITS))
 
 
-def _compared_wrongly(asked: SubProblem, written: str) -> Iterator[bool]:
+def _compared_wrongly(first: Numbers, written: str) -> Iterator[bool]:
     """Of each verdict on two products as they were written, whether it is wrong."""
-    side: tuple[int, ...] = ()
-    product: tuple[int, ...] = ()
-    for a, op, b, value, mark in _LINE.findall(written):
-        line = (int(a), int(b), int(value))
+    side = kept = 0
+    for *_, text, mark in _LINE.findall(written):
+        value = int(text)
         if mark == ":":
-            side = line
+            side = value
         elif mark == ",":
-            product = line
-        elif op == "*":
-            yield (line[2:] == side[2:]) != (mark in _HITS)
+            kept = value
         else:
-            over = Counter((*asked.numbers, asked.target)) - Counter((*side[:2], *product[:2]))
-            yield ([line[2]] == list(over.elements())) != (mark in _HITS)
+            # Who makes up a difference was added to the smaller of two products.
+            other = max(side, kept) if len(first) == 1 else side
+            yield (value == other) != (mark in _HITS)
 
 
 def _holds(a: int, op: str, b: int, value: int) -> bool:

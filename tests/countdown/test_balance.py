@@ -65,6 +65,19 @@ def test_two_numbers_join() -> None:
     assert path(found) == " 52 + 32 = 84 , 84 * 62 = 5208 , 5208 / 93 = 56"
 
 
+def test_a_factor_beyond_a_hundred_is_told_by_its_hundred_and_its_rest() -> None:
+    """(91 + 27) * 8 = 16 * 59."""
+    found = balance((91, 59, 27, 8), 16, (91, 27))
+    assert spelled(found) == (
+        " 91 + 27 = 118 , 91 - 27 = 64 : 59 8 16"
+        " 59 * 8 = 472 : 18 * 16 = 288 , 1600 + 288 = 1888 x 64 * 16 = 1024 x"
+        " 59 * 16 = 944 : 18 * 8 = 144 , 800 + 144 = 944 !"
+    )
+    assert path(found) == " 91 + 27 = 118 , 118 * 8 = 944 , 944 / 59 = 16"
+    hundred = spelled(balance((60, 40, 9, 8), 10, (60, 40)))
+    assert ": 100 * 10 = 1000 x" in hundred
+
+
 @pytest.mark.parametrize(
     ("numbers", "target", "joins", "line", "proved"),
     [
@@ -87,12 +100,12 @@ def test_the_target_joins_a_number(
 
 
 def test_a_number_makes_up_the_difference() -> None:
-    """75 * 5 - 55 = 10 * 32."""
+    """10 * 32 + 55 = 75 * 5."""
     found = balance((75, 55, 32, 5), 10, (55,))
     assert spelled(found) == (
         " : 75 32 5 10"
-        " 75 * 32 = 2400 : 10 * 5 = 50 , 2400 - 50 = 2350 x"
-        " 75 * 5 = 375 : 32 * 10 = 320 , 375 - 320 = 55 !"
+        " 75 * 32 = 2400 : 10 * 5 = 50 , 55 + 50 = 105 x"
+        " 75 * 5 = 375 : 32 * 10 = 320 , 320 + 55 = 375 !"
     )
     assert path(found) == " 75 * 5 = 375 , 375 - 55 = 320 , 320 / 32 = 10"
 
@@ -100,7 +113,7 @@ def test_a_number_makes_up_the_difference() -> None:
 def test_the_target_makes_up_the_difference() -> None:
     """43 * 41 - 46 * 37 = 61."""
     found = balance((46, 43, 41, 37), 61, (61,))
-    assert spelled(found).endswith(" 46 * 37 = 1702 : 43 * 41 = 1763 , 1763 - 1702 = 61 !")
+    assert spelled(found).endswith(" 46 * 37 = 1702 : 43 * 41 = 1763 , 1702 + 61 = 1763 !")
     assert path(found) == " 46 * 37 = 1702 , 43 * 41 = 1763 , 1763 - 1702 = 61"
 
 
@@ -135,10 +148,12 @@ def test_whatever_holds_is_found(numbers: list[int], target: int) -> None:
     assert found == equation(of(numbers), target)
 
 
-def test_no_result_is_larger_than_a_table_holds() -> None:
+def test_every_product_is_of_a_table_up_to_a_hundred() -> None:
     spec = ProblemSpec(low=1, high=99, target_low=10, target_high=100)
     for index in range(50):
         posed = problem(spec, 0, index)
         for found in balances(of(list(posed.numbers)), posed.target):
-            assert all(min(s.a, s.b) <= 100 for s, *_ in found.lines if s.op == "*")
-            assert all(s.value <= 199 * 99 for s, *_ in found.lines)
+            steps = [line.step for line in found.lines]
+            assert all(step.a <= 100 for step in steps if step.op == "*")
+            assert all(step.value <= 199 * 99 for step in steps)
+            assert not any(step.op in "-/" for step in steps)

@@ -152,7 +152,7 @@ BALANCED = SearchConfig(spawn_depth=1, max_value=300, balances=True)
 
 
 def test_products_on_both_sides() -> None:
-    """75 * 5 - 55 = 10 * 32, which the last child finds."""
+    """10 * 32 + 55 = 75 * 5, which the last child finds."""
     trace = run(config=BALANCED, posed=BEYOND)
     found = diagnosed(trace, bounds=BALANCED.bounds)
     assert found.problems == Tally(1, 0)
@@ -167,9 +167,9 @@ def test_products_on_both_sides() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "wrong"),
     [
-        (" 375 - 320 = 55 !", " 375 - 320 = 55 x", 1),
-        (" 2400 - 50 = 2350 x", " 2400 - 50 = 2350 !", 1),
-        (" 375 - 320 = 55 !", " 375 - 320 = 54 x", 0),
+        (" 320 + 55 = 375 !", " 320 + 55 = 375 x", 1),
+        (" 55 + 50 = 105 x", " 55 + 50 = 105 !", 1),
+        (" 320 + 55 = 375 !", " 320 + 55 = 374 x", 0),
     ],
 )
 def test_a_wrong_verdict_on_a_difference(old: str, new: str, wrong: int) -> None:
@@ -178,7 +178,7 @@ def test_a_wrong_verdict_on_a_difference(old: str, new: str, wrong: int) -> None
 
     found = diagnosed(run(change, config=BALANCED, posed=BEYOND), bounds=BALANCED.bounds)
     assert found.verdicts.num_wrong == wrong
-    assert found.steps["-"].num_wrong == (new.endswith(" 54 x"))
+    assert found.steps["+"].num_wrong == (new.endswith(" 374 x"))
 
 
 def test_a_wrong_verdict_on_a_product_and_a_child_that_missed() -> None:
@@ -192,6 +192,19 @@ def test_a_wrong_verdict_on_a_product_and_a_child_that_missed() -> None:
     found = diagnosed(run(change, config=BALANCED, posed=posed), bounds=BALANCED.bounds)
     assert found.verdicts.num_wrong == 1
     assert found.causes == {Cause.MISSED: 1}
+
+
+def test_a_wrong_verdict_on_a_product_that_was_taken_apart() -> None:
+    posed = Problem((93, 62, 52, 32), 56)
+
+    def change(before: str, told: str) -> str:
+        if not before.endswith(" 56 : 93 62 52 32 = 62 52</thread>"):
+            return told
+        assert " 56 * 14 = 784 , 5600 + 784 = 6384 x" in told
+        return told.replace(" 6384 x", " 6384 !")
+
+    found = diagnosed(run(change, config=BALANCED, posed=posed), bounds=BALANCED.bounds)
+    assert found.verdicts.num_wrong == 1
 
 
 def test_a_problem_without_a_solution() -> None:
