@@ -132,7 +132,14 @@ def test_a_run_of_an_older_version_goes_on(trained: Trained, tmp_path: Path) -> 
 
 
 def test_watched_tokens_are_tokens_of_the_recipe(trained: Trained) -> None:
-    assert set(trained.losses.by_class) == {"verdicts", "operations"}
+    assert set(trained.losses.by_class) == {"verdicts", "operations", "operators"}
+
+
+def test_words_without_weight_are_not_learnt(trained: Trained, tmp_path: Path) -> None:
+    without = replace(RECIPE, verdict_weight=0.0, operator_weight=0.0)
+    losses = api.train(without, tmp_path / "run", trained.data, progress=False)
+    for name in ("verdicts", "operators"):
+        assert losses.by_class[name] > trained.losses.by_class[name]
 
 
 def test_solve_grades_and_notes_where_the_trace_is_from(trained: Trained, model: api.Model) -> None:

@@ -83,6 +83,9 @@ class Recipe:
     verdict_weight: float = 1.0
     """Weight in the loss of the tokens that say whether an expression hits the target. They decide
     everything, are few, and nearly all alike: unweighted, they are learnt last."""
+    operator_weight: float = 1.0
+    """Weight in the loss of operators, which decide where they say what is tried next: a division
+    that goes is rare, and one that is left out nobody finds."""
     waves: bool = False
     """Whether embeddings of numbers start as waves (``apr.train.numbers``): arithmetic is learnt
     several times as fast."""
@@ -101,7 +104,12 @@ class Recipe:
             context=self.context,
             largest_number=self.largest_number,
         )
-        check_least(0, verdict_weight=self.verdict_weight, seed=self.seed)
+        check_least(
+            0,
+            verdict_weight=self.verdict_weight,
+            operator_weight=self.operator_weight,
+            seed=self.seed,
+        )
         if self.waves and self.network.hidden_size < (taken := width(self.largest_number)):
             raise ConfigError(
                 f"waves take {taken} numbers of each embedding and network.hidden_size is "

@@ -133,7 +133,7 @@ def train(
             run,
             watched,
             progress,
-            weights=dict.fromkeys(watched["verdicts"], recipe.verdict_weight),
+            weights=_weights(recipe, watched),
             deadline=deadline,
             world=world,
         )
@@ -189,6 +189,12 @@ def _watched(recipe: Recipe, codec: HFCodec) -> dict[str, list[int]]:
     """Classes of tokens whose loss decides whether a problem is solved."""
     words = decisive_words(recipe.demonstrations.text)
     return {name: [codec.vocabulary[word] for word in members] for name, members in words.items()}
+
+
+def _weights(recipe: Recipe, watched: dict[str, list[int]]) -> dict[int, float]:
+    """Of tokens in the loss, where it is not 1."""
+    weights = {"verdicts": recipe.verdict_weight, "operators": recipe.operator_weight}
+    return {id: weight for name, weight in weights.items() for id in watched[name]}
 
 
 def claim_run(run: Path, recipe: Recipe | RLRecipe) -> None:

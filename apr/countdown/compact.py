@@ -13,6 +13,7 @@ Lines of search::
      5 + 3 = 8 ,                leave it for later
      9 + 8 = 17 x               a complete expression and its verdict: a miss
      9 * 3 = 27 !               a hit
+     9 / 8 ,                    leaves a rest, so there is no result to go on from
     <join> 5 + 3 = 8 , 9 * 8 = 72</join>         what the thread returns: a path, or nothing
 
 A child that compares products (see ``balance``) is given all numbers and who joins, or who makes up
@@ -170,6 +171,11 @@ def number(n: int) -> str:
 def step_pieces(step: Step) -> tuple[str, ...]:
     """` a + b = c`"""
     return (number(step.a), " " + step.op, number(step.b), EQUALS, number(step.value))
+
+
+def rest_pieces(step: Step) -> list[str]:
+    """`` a / b ,``: a division that leaves a rest, of the two that ``step`` combines."""
+    return [number(step.a), " /", number(step.b), LATER]
 
 
 def state(numbers: Iterable[int]) -> list[str]:

@@ -16,7 +16,7 @@ from apr.countdown import compact, narrate, narrate_paper
 from apr.countdown.balance import balances
 from apr.countdown.narrate import Telling, Text, check_telling
 from apr.countdown.problem import MAX_DRAWS, Problem, ProblemSpec, Split, problem
-from apr.countdown.solver import Search, SearchConfig, search, start_of
+from apr.countdown.solver import Order, Search, SearchConfig, search, start_of
 from apr.errors import ConfigError, ProblemError
 from apr.types import Demonstration
 
@@ -61,6 +61,10 @@ class Demonstrate:
     false_claims: float = 0.05
     """Chance that a child that found nothing is heard to claim a path all the same, so that its
     parent learns to tell; where all are heard, in the weighed and the numbered telling."""
+    rests: bool = False
+    """Whether a thread that searches on from a state tries each division and says of those that
+    leave a rest that they do: otherwise it has to know, before it writes either number, that they
+    do not, and what it leaves out nobody finds. Of searches of full width in fixed order."""
     balanced: float = 0.0
     """Share of the demonstrations that balance whatever a child found, which then goes unheard, and
     whose problems are drawn until products on both sides meet: what is rarely needed, and then
@@ -74,6 +78,7 @@ class Demonstrate:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
         self._check_balances()
+        self._check_rests()
         final, high = self.solver.max_final, self.problems.target_high
         if 0 < final < high:
             raise ConfigError(
@@ -90,6 +95,18 @@ class Demonstrate:
         if self.balanced and self.telling in (Telling.SERIAL, Telling.PASTA):
             raise ConfigError(
                 f"in the {self.telling} telling nothing goes unheard: leave balanced at 0"
+            )
+
+    def _check_rests(self) -> None:
+        if not self.rests:
+            return
+        solver = self.solver
+        if self.text == Text.PAPER:
+            raise ConfigError("the paper text tells no rests: tell them in the compact text")
+        if solver.beam[1] or solver.child_beam[1] or solver.order != Order.FIXED:
+            raise ConfigError(
+                "rests are told of all divisions, one after another: leave out beam and "
+                "child_beam, and order at fixed"
             )
 
     def __call__(self, index: int) -> Demonstration:
@@ -118,6 +135,8 @@ class Demonstrate:
 
     def _tell(self, posed: Problem, found: Search, index: int) -> Demonstration:
         tell = partial(NARRATORS[self.text], posed, found, self.telling)
+        if self.rests:
+            tell = partial(tell, rests=True)
         if self.telling.weighs:
             seed = f"claims/{self.seed}/{self.split}/{index}"
             tell = partial(tell, false_claims=self.false_claims, seed=seed)

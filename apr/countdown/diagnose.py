@@ -31,6 +31,8 @@ from apr.types import Ids
 
 _NUMBER = r"([0-9]{1,15})"
 _STEP = re.compile(rf"{_NUMBER}\s*([-+*/])\s*{_NUMBER}\s*=\s*{_NUMBER}")
+_REST = re.compile(rf"{_NUMBER} / {_NUMBER} ,")
+"""A division that is said to leave a rest."""
 _COMPACT_VERDICT = re.compile(rf"= {_NUMBER} ([x!])")
 _VERDICTS = {
     Text.COMPACT: _COMPACT_VERDICT,
@@ -177,6 +179,8 @@ def _read(
         written += decode(call.ids).partition("<join>")[0] + "\n"
     for a, op, b, value in _STEP.findall(written):
         found.steps[op].add(not _holds(int(a), op, int(b), int(value)))
+    for a, b in _REST.findall(written):
+        found.steps["/"].add(int(b) != 0 and int(a) % int(b) == 0)
     if asked is not None and asked.first is not None:
         for wrong in _compared_wrongly(asked.first, written):
             found.verdicts.add(wrong)

@@ -13,7 +13,7 @@ from enum import StrEnum
 from apr.countdown import compact
 from apr.countdown.balance import Balance
 from apr.countdown.mistakes import false_path, false_proof
-from apr.countdown.problem import Problem
+from apr.countdown.problem import Problem, Step
 from apr.countdown.solver import Mode, Node, Search, Visit
 from apr.errors import ConfigError
 from apr.types import Demonstration, Segment
@@ -66,6 +66,7 @@ def narrate(
     window: int | None = None,
     false_claims: float = 0.0,
     seed: str = "",
+    rests: bool = False,
     message: Message = compact.message,
 ) -> Demonstration:
     """Tell ``found`` in the compact text, or with ``message`` in the whole one.
@@ -74,8 +75,10 @@ def narrate(
         children, window: budgets to condition on, see ``compact.prompt``.
         false_claims: chance that a child that found nothing is heard claiming a path all the same,
             drawn from ``seed``; of the weighed and the numbered telling.
+        rests: where a search goes on from a state, tell of divisions that leave a rest, too.
     """
-    teller = _Teller(problem.target, telling, false_claims, random.Random(seed), message)
+    rng = random.Random(seed)
+    teller = _Teller(problem.target, telling, false_claims, rng, rests, message)
     root = teller.tell(found, compact.prompt(problem, children, window))
     return Demonstration(
         sequences=[t.segments for t in teller.threads],
@@ -117,12 +120,14 @@ class _Teller:
         telling: Telling,
         false_claims: float,
         rng: random.Random,
+        rests: bool,
         message: Message,
     ) -> None:
         self.target = target
         self.telling = telling
         self.false_claims = false_claims
         self.rng = rng
+        self.rests = rests
         self.message = message
         self.threads: list[_Thread] = []
 
@@ -159,13 +164,19 @@ class _Teller:
                 thread.told.extend(compact.step_pieces(child.path[-1]))
                 thread.told.append(self.verdict(child))
             return None
-        for child, found in zip(visit.successors, visit.searches, strict=False):
-            thread.told.extend(compact.step_pieces(child.path[-1]))
+        self.dive(thread, visit)
+        return None
+
+    def dive(self, thread: _Thread, visit: Visit) -> None:
+        steps = [child.path[-1] for child in visit.successors]
+        for n, (child, found) in enumerate(zip(visit.successors, visit.searches, strict=False)):
+            thread.told.extend(compact.step_pieces(steps[n]))
             thread.told.extend(self.enter(child))
             self.search(thread, found)
             if found.goal is not None:
-                return None
-        return None
+                return
+            if self.rests and _leaves_rest(*steps[n : n + 2]):
+                thread.told.extend(compact.rest_pieces(steps[n]))
 
     def spawn(self, thread: _Thread, visit: Visit, unheard: bool) -> None:
         messages = [self.message(self.target, child) for child in visit.successors]
@@ -256,6 +267,14 @@ class _Teller:
         if found.goal is None:
             return []
         return compact.path_pieces(found.goal.path) or compact.state(found.goal.numbers)
+
+
+def _leaves_rest(step: Step, next: Step | None = None) -> bool:
+    """Whether after ``step``, and before ``next``, a division of the same two would stand that
+    leaves a rest: they come last of all that two numbers allow.
+    """
+    over = next is None or (next.a, next.b) != (step.a, step.b)
+    return over and (not step.b or step.a % step.b != 0)
 
 
 def _whole(child: _Thread) -> list[str]:

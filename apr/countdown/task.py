@@ -127,8 +127,15 @@ def step_ends(text: Text) -> tuple[str, ...]:
 
 
 def decisive_words(text: Text) -> dict[str, list[str]]:
-    """Classes of words that decide whether a problem is solved."""
+    """Classes of words that decide whether a problem is solved. Operators do where they say which
+    step is next: what is left out nobody finds.
+    """
     if text == Text.PAPER:
         verdicts = [" equal: Goal Reached", " unequal: No Solution"]
-        return {"verdicts": verdicts, "operations": [paper.CALL, "No solution found."]}
-    return {"verdicts": [compact.HIT, compact.MISS], "operations": ["<spawn>", "<join>"]}
+        operations = [paper.CALL, "No solution found."]
+        return {"verdicts": verdicts, "operations": operations, "operators": list("+-*/")}
+    return {
+        "verdicts": [compact.HIT, compact.MISS],
+        "operations": ["<spawn>", "<join>"],
+        "operators": [" +", " -", " *", " /"],
+    }

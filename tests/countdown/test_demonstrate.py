@@ -158,6 +158,16 @@ def test_balances_are_told_in_the_compact_texts_alone() -> None:
         Demonstrate(SPEC, FULL, balanced=0.5)
 
 
+def test_rests_are_told_of_searches_of_full_width() -> None:
+    threads = Demonstrate(SPEC, FULL, rests=True)
+    assert threads(0).total_tokens > replace(threads, rests=False)(0).total_tokens
+    with pytest.raises(ConfigError, match="the paper text tells no rests"):
+        replace(threads, text=Text.PAPER)
+    for changed in ({"beam": (2, 2)}, {"child_beam": (0, 5)}, {"order": "shuffled"}):
+        with pytest.raises(ConfigError, match="leave out beam"):
+            replace(threads, solver=replace(FULL, **changed))
+
+
 def test_a_share_of_problems_is_balanced_and_solved_so() -> None:
     bounded = SearchConfig(spawn_depth=1, max_value=300, balances=True)
     some = Demonstrate(ProblemSpec(), bounded, Text.WHOLE, Telling.NUMBERED, balanced=0.5)

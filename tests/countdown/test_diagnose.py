@@ -111,6 +111,16 @@ def test_a_wrong_result_is_counted_by_its_operation() -> None:
     assert found.problems == Tally(1, 0), "the path it returns is right all the same"
 
 
+def test_a_rest_where_there_is_none_is_a_wrong_division() -> None:
+    def change(before: str, told: str) -> str:
+        return told.replace(" 4 + 3 = 7", " 8 / 4 , 4 / 3 , 4 / 0 , 4 + 3 = 7", 1)
+
+    before, found = diagnosed(run()), diagnosed(run(change))
+    assert found.steps["/"].num_wrong == 1
+    # Each stands wherever 4 + 3 is tried.
+    assert (found.steps["/"].num - before.steps["/"].num) % 3 == 0
+
+
 def test_a_wrong_verdict() -> None:
     found = diagnosed(run(in_hit(HIT_TEXT, " 9 * 8 = 72 x<join></join>")))
     assert found.verdicts.num_wrong == 1

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -200,6 +202,28 @@ def test_pasta_returns_their_whole_text() -> None:
 def test_serially_one_thread_does_it_all(config: SearchConfig) -> None:
     text = f" 9 - 5{MISS_TEXT} 5 + 3{HIT_TEXT}<join>{PATH}</join>"
     assert spelled(tell(config, Telling.SERIAL)) == [[ROOT, text]]
+
+
+RESTS = """
+ = 12 : 12 8 6
+ 12 + 8 = 20 : 20 6 20 + 6 = 26 x 20 - 6 = 14 x
+ 12 - 8 = 4 : 6 4 6 + 4 = 10 x 6 - 4 = 2 x 6 * 4 = 24 x
+ 12 / 8 ,
+ 12 + 6 = 18 : 18 8 18 + 8 = 26 x 18 - 8 = 10 x 12 - 6 = 6 : 8 6 8 + 6 = 14 x 8 - 6 = 2 x
+ 12 / 6 = 2 : 8 2 8 + 2 = 10 x 8 - 2 = 6 x 8 * 2 = 16 x 8 / 2 = 4 x
+ 8 + 6 = 14 : 14 12 14 + 12 = 26 x 14 - 12 = 2 x 8 - 6 = 2 : 12 2 12 + 2 = 14 x 12 - 2 = 10 x
+ 12 * 2 = 24 x 12 / 2 = 6 x
+ 8 / 6 ,
+<join></join>""".replace("\n", "")
+
+
+def test_divisions_that_leave_a_rest_are_told_where_a_search_goes_on() -> None:
+    posed = Problem((9, 3, 8, 6), 30)
+    tell = partial(narrate, posed, run(posed, replace(FULL, max_value=30)), Telling.NUMBERED)
+    told, plain = spelled(tell(rests=True)), spelled(tell())
+    assert ["<thread> 30 : 8 6 , 9 + 3</thread>", RESTS] in told
+    without = [[re.sub(r" [0-9]+ / [0-9]+ ,", "", text) for text in texts] for texts in told]
+    assert without == plain
 
 
 def test_listed_states_are_said_again_when_they_are_taken_up() -> None:
