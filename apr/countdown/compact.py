@@ -173,9 +173,16 @@ def step_pieces(step: Step) -> tuple[str, ...]:
     return (number(step.a), " " + step.op, number(step.b), EQUALS, number(step.value))
 
 
-def rest_pieces(step: Step) -> list[str]:
-    """`` a / b ,``: a division that leaves a rest, of the two that ``step`` combines."""
-    return [number(step.a), " /", number(step.b), LATER]
+def division_pieces(a: int, b: int) -> list[str]:
+    """`` a / b = c ,``, or `` a / b ,`` where that leaves a rest."""
+    if divides(a, b):
+        return [*step_pieces(Step(a, "/", b, a // b)), LATER]
+    return [number(a), " /", number(b), LATER]
+
+
+def divides(a: int, b: int) -> bool:
+    """Whether ``a / b`` leaves no rest."""
+    return b != 0 and a % b == 0
 
 
 def state(numbers: Iterable[int]) -> list[str]:

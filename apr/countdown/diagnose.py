@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from apr.countdown import compact
 from apr.countdown.judge import (
     SubProblem,
     Verdict,
@@ -180,7 +181,7 @@ def _read(
     for a, op, b, value in _STEP.findall(written):
         found.steps[op].add(not _holds(int(a), op, int(b), int(value)))
     for a, b in _REST.findall(written):
-        found.steps["/"].add(int(b) != 0 and int(a) % int(b) == 0)
+        found.steps["/"].add(compact.divides(int(a), int(b)))
     if asked is not None and asked.first is not None:
         for wrong in _compared_wrongly(asked.first, written):
             found.verdicts.add(wrong)

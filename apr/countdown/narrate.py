@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from enum import StrEnum
+from itertools import combinations
 
 from apr.countdown import compact
 from apr.countdown.balance import Balance
@@ -75,7 +76,8 @@ def narrate(
         children, window: budgets to condition on, see ``compact.prompt``.
         false_claims: chance that a child that found nothing is heard claiming a path all the same,
             drawn from ``seed``; of the weighed and the numbered telling.
-        rests: where a search goes on from a state, tell of divisions that leave a rest, too.
+        rests: where a search goes on from a state, tell of divisions that leave a rest, too; where
+            it spawns, of all divisions beforehand.
     """
     rng = random.Random(seed)
     teller = _Teller(problem.target, telling, false_claims, rng, rests, message)
@@ -176,9 +178,12 @@ class _Teller:
             if found.goal is not None:
                 return
             if self.rests and _leaves_rest(*steps[n : n + 2]):
-                thread.told.extend(compact.rest_pieces(steps[n]))
+                thread.told.extend(compact.division_pieces(steps[n].a, steps[n].b))
 
     def spawn(self, thread: _Thread, visit: Visit, unheard: bool) -> None:
+        if self.rests:
+            for a, b in dict.fromkeys(combinations(visit.node.numbers, 2)):
+                thread.told.extend(compact.division_pieces(a, b))
         messages = [self.message(self.target, child) for child in visit.successors]
         thread.told.extend(compact.spawn(messages))
         children = [
@@ -274,7 +279,7 @@ def _leaves_rest(step: Step, next: Step | None = None) -> bool:
     leaves a rest: they come last of all that two numbers allow.
     """
     over = next is None or (next.a, next.b) != (step.a, step.b)
-    return over and (not step.b or step.a % step.b != 0)
+    return over and not compact.divides(step.a, step.b)
 
 
 def _whole(child: _Thread) -> list[str]:

@@ -217,13 +217,26 @@ RESTS = """
 <join></join>""".replace("\n", "")
 
 
+DIVISIONS = " 9 / 8 , 9 / 6 , 9 / 3 = 3 , 8 / 6 , 8 / 3 , 6 / 3 = 2 ,"
+
+
 def test_divisions_that_leave_a_rest_are_told_where_a_search_goes_on() -> None:
     posed = Problem((9, 3, 8, 6), 30)
     tell = partial(narrate, posed, run(posed, replace(FULL, max_value=30)), Telling.NUMBERED)
     told, plain = spelled(tell(rests=True)), spelled(tell())
     assert ["<thread> 30 : 8 6 , 9 + 3</thread>", RESTS] in told
-    without = [[re.sub(r" [0-9]+ / [0-9]+ ,", "", text) for text in texts] for texts in told]
-    assert without == plain
+    (prompt, spawn, *after), *children = told
+    assert [prompt, spawn.removeprefix(DIVISIONS), *after] == plain[0] != told[0]
+    without = [[re.sub(r" [0-9]+ / [0-9]+ ,", "", text) for text in texts] for texts in children]
+    assert without == plain[1:]
+
+
+def test_of_two_equal_numbers_a_division_is_told_once_and_nothing_is_divided_by_zero() -> None:
+    told = narrate(
+        Problem((4, 4, 3), 9), run(Problem((4, 4, 3), 9), FULL), Telling.THREADS, rests=True
+    )
+    assert spelled(told)[0][1].startswith(" 4 / 4 = 1 , 4 / 3 ,<spawn>")
+    assert compact.division_pieces(4, 0) == [" 4", " /", " 0", " ,"]
 
 
 def test_listed_states_are_said_again_when_they_are_taken_up() -> None:
