@@ -29,6 +29,7 @@ FOLDER = ROOT / "experiments"
 RUNS = [
     ("01_throughput.sh",),
     ("02_threads.sh",),
+    ("02_threads.sh", "balanced"),
     ("03_serial.sh",),
     ("04_conditioned.sh", "threads"),
     ("04_conditioned.sh", "serial"),
@@ -192,7 +193,7 @@ def test_the_whole_queue_runs(tmp_path: Path) -> None:
     assert json.loads((out / "throughput" / "attention.json").read_text())["best"] == "padded"
     kept = {str(p.parent.relative_to(out)) for p in out.rglob("checkpoint/")}
     assert kept == {
-        "threads", "serial", "threads-children", "serial-window", "threads-rl", "serial-rl",
+        "threads", "threads-balanced", "serial", "threads-children", "serial-window", "threads-rl", "serial-rl",
         "paper-threads", "paper-serial", "five", "scaling/1m", "scaling/6m", "scaling/15m",
     }  # fmt: skip
     for name in kept:
