@@ -194,7 +194,8 @@ def test_the_whole_queue_runs(tmp_path: Path) -> None:
     kept = {str(p.parent.relative_to(out)) for p in out.rglob("checkpoint/")}
     assert kept == {
         "threads", "threads-balanced", "serial", "threads-children", "serial-window",
-        "threads-rl", "serial-rl", "paper-threads", "paper-serial", "five", "scaling/1m", "scaling/6m", "scaling/15m",
+        "threads-rl", "serial-rl", "paper-threads", "paper-serial", "five",
+        "scaling/1m", "scaling/6m", "scaling/15m",
     }  # fmt: skip
     for name in kept:
         assert read_config(out / name / "checkpoint").hidden_size == 32
