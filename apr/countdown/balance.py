@@ -10,8 +10,9 @@ joins another one before (52 + 32 above), or it makes up the difference between 
 ``10 * 32 + 55 = 75 * 5``. What is left out are products of three numbers, and quotients in a
 product.
 
-No line asks for more than a table of products up to 100 * 100 and sums with little to carry:
-134 * 62 is told as 34 * 62 and 6200 more, and a difference as what it makes up.
+No line asks for more than a table of products up to 100 * 100 and one of sums up to 100 + 100:
+134 * 62 is told as 34 * 62 and 6200 more, and a difference as what it makes up, 1792 + 93 after
+93 + 92.
 """
 
 from __future__ import annotations
@@ -141,9 +142,10 @@ def _compare(target: int, first: Numbers, rest: list[int]) -> Iterator[Line]:
             continue
         yield Line(product, Mark.KEEP)
         less, more = sorted((side.value, product.value))
-        made_up = _plus(less, first[0])
         path = _prove(target, side, product, first[0])
-        yield _judged(made_up, made_up.value == more, path)
+        *before, last = _added(less, first[0])
+        yield from (Line(part, Mark.KEEP) for part in before)
+        yield _judged(last, last.value == more, path)
 
 
 def _prove(target: int, side: Step, product: Step, by: int) -> Path:
@@ -174,6 +176,11 @@ def _told(product: Step) -> list[Step]:
         return [product]
     part = _times(product.a - HUNDRED, product.b)
     return [part, _plus(HUNDRED * product.b, part.value)]
+
+
+def _added(a: int, b: int) -> list[Step]:
+    """The steps to ``a + b``: beyond a hundred its last two digits first."""
+    return [_plus(a % HUNDRED, b), _plus(a, b)] if a >= HUNDRED else [_plus(a, b)]
 
 
 def _times(a: int, b: int) -> Step:

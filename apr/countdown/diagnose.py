@@ -193,13 +193,13 @@ def _read(
 def _compared_wrongly(first: Numbers, written: str) -> Iterator[bool]:
     """Of each verdict on two products as they were written, whether it is wrong."""
     side = kept = 0
-    for *_, text, mark in _LINE.findall(written):
+    for _, op, _, text, mark in _LINE.findall(written):
         value = int(text)
         if mark == ":":
             side = value
-        elif mark == ",":
+        elif mark == "," and op == "*":
             kept = value
-        else:
+        elif mark != ",":
             # Who makes up a difference was added to the smaller of two products.
             other = max(side, kept) if len(first) == 1 else side
             yield (value == other) != (mark in _HITS)
