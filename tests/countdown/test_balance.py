@@ -113,7 +113,9 @@ def test_a_number_makes_up_the_difference() -> None:
 def test_the_target_makes_up_the_difference() -> None:
     """43 * 41 - 46 * 37 = 61."""
     found = balance((46, 43, 41, 37), 61, (61,))
-    assert spelled(found).endswith(" 46 * 37 = 1702 : 43 * 41 = 1763 , 61 + 2 = 63 , 1702 + 61 = 1763 !")
+    assert spelled(found).endswith(
+        " 46 * 37 = 1702 : 43 * 41 = 1763 , 61 + 2 = 63 , 1702 + 61 = 1763 !"
+    )
     assert path(found) == " 46 * 37 = 1702 , 43 * 41 = 1763 , 1763 - 1702 = 61"
 
 
