@@ -35,7 +35,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from apr.countdown.balance import Balance, Mark
-from apr.countdown.problem import Path, Problem, Step
+from apr.countdown.problem import Path, Problem, Step, divisible
 from apr.countdown.solver import Node, start_of
 from apr.dialects.tags import Tags, messages
 from apr.interfaces import Append, Join, Malformed, Operation
@@ -176,14 +176,9 @@ def step_pieces(step: Step) -> tuple[str, ...]:
 
 def division_pieces(a: int, b: int) -> list[str]:
     """`` a / b = c ,``, or `` a / b ,`` where that leaves a rest."""
-    if divides(a, b):
+    if divisible(a, b):
         return [*step_pieces(Step(a, "/", b, a // b)), LATER]
     return [number(a), " /", number(b), LATER]
-
-
-def divides(a: int, b: int) -> bool:
-    """Whether ``a / b`` leaves no rest."""
-    return b != 0 and a % b == 0
 
 
 def state(numbers: Iterable[int]) -> list[str]:

@@ -62,9 +62,9 @@ class Demonstrate:
     """Chance that a child that found nothing is heard to claim a path all the same, so that its
     parent learns to tell; where all are heard, in the weighed and the numbered telling."""
     rests: bool = False
-    """Whether a thread that searches on from a state tries each division, before it spawns all of
-    them, and says which leave a rest: otherwise it has to know that before it writes either number,
-    and what it leaves out nobody finds. Of searches of full width in fixed order."""
+    """Whether a thread says of each division whether it leaves a rest: where it searches on from a
+    state in its place, where it spawns beforehand. Otherwise it has to know that before it writes
+    either number, and what it leaves out nobody finds. Of searches of full width in fixed order."""
     balanced: float = 0.0
     """Share of the demonstrations that balance whatever a child found, which then goes unheard, and
     whose problems are drawn until products on both sides meet: what is rarely needed, and then

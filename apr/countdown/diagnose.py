@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from apr.countdown import compact
 from apr.countdown.judge import (
     SubProblem,
     Verdict,
@@ -25,7 +24,7 @@ from apr.countdown.judge import (
     problem_of,
 )
 from apr.countdown.narrate import Text
-from apr.countdown.problem import Numbers, Problem, solvable
+from apr.countdown.problem import Numbers, Problem, divisible, solvable
 from apr.countdown.solver import UNBOUNDED, Bounds, start_of
 from apr.trace import End, Thread, Trace
 from apr.types import Ids
@@ -181,7 +180,7 @@ def _read(
     for a, op, b, value in _STEP.findall(written):
         found.steps[op].add(not _holds(int(a), op, int(b), int(value)))
     for a, b in _REST.findall(written):
-        found.steps["/"].add(compact.divides(int(a), int(b)))
+        found.steps["/"].add(divisible(int(a), int(b)))
     if asked is not None and asked.first is not None:
         for wrong in _compared_wrongly(asked.first, written):
             found.verdicts.add(wrong)

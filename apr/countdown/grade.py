@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from apr.countdown.problem import Path, Problem, Step
+from apr.countdown.problem import Path, Problem, Step, divisible
 from apr.types import Grade
 
 MAX_LENGTH = 50_000
@@ -208,7 +208,7 @@ def _value(a: int, op: str, b: int) -> int:
     """What a step makes, by the rules: no negative number, no fraction."""
     if op == "-" and b > a:
         raise Flaw(f"{a} - {b} is negative.")
-    if op == "/" and (b == 0 or a % b):
+    if op == "/" and not divisible(a, b):
         raise Flaw(f"{a} / {b} is no whole number.")
     value = {"+": a + b, "-": a - b, "*": a * b, "/": a // (b or 1)}[op]
     if value >= _LIMIT:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 
 from apr.countdown.balance import Balance, Mark
-from apr.countdown.problem import Path, Step
+from apr.countdown.problem import Path, Step, divisible
 from apr.countdown.solver import Search
 
 FARTHEST = 20
@@ -64,7 +64,7 @@ def _retold(path: Path, at: int, value: int) -> Path | None:
     instead = {path[at].value: value}
     for step in path[at + 1 :]:
         a, b = sorted((instead.pop(n, n) for n in (step.a, step.b)), reverse=True)
-        if step.op == "/" and (not b or a % b):
+        if step.op == "/" and not divisible(a, b):
             return None
         result = {"+": a + b, "-": a - b, "*": a * b, "/": a // b if b else 0}[step.op]
         told.append(Step(a, step.op, b, result))

@@ -14,7 +14,7 @@ from itertools import combinations
 from apr.countdown import compact
 from apr.countdown.balance import Balance
 from apr.countdown.mistakes import false_path, false_proof
-from apr.countdown.problem import Problem, Step
+from apr.countdown.problem import Problem, Step, divisible
 from apr.countdown.solver import Mode, Node, Search, Visit
 from apr.errors import ConfigError
 from apr.types import Demonstration, Segment
@@ -166,8 +166,7 @@ class _Teller:
                 thread.told.extend(compact.step_pieces(child.path[-1]))
                 thread.told.append(self.verdict(child))
             return None
-        self.dive(thread, visit)
-        return None
+        return self.dive(thread, visit)
 
     def dive(self, thread: _Thread, visit: Visit) -> None:
         steps = [child.path[-1] for child in visit.successors]
@@ -279,7 +278,7 @@ def _leaves_rest(step: Step, next: Step | None = None) -> bool:
     leaves a rest: they come last of all that two numbers allow.
     """
     over = next is None or (next.a, next.b) != (step.a, step.b)
-    return over and not compact.divides(step.a, step.b)
+    return over and not divisible(step.a, step.b)
 
 
 def _whole(child: _Thread) -> list[str]:

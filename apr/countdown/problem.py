@@ -37,6 +37,11 @@ Path = tuple[Step, ...]
 Numbers = tuple[int, ...]
 
 
+def divisible(a: int, b: int) -> bool:
+    """Whether ``a / b`` is a whole number."""
+    return b != 0 and a % b == 0
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Reach ``target`` from ``numbers``, each used exactly once."""

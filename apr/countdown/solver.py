@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from apr.config import check_least
 from apr.countdown.balance import Balance, balances
-from apr.countdown.problem import Numbers, Path, Problem, Step
+from apr.countdown.problem import Numbers, Path, Problem, Step, divisible
 from apr.errors import ConfigError
 
 
@@ -300,7 +300,7 @@ def successors(numbers: Numbers, max_value: int = 0) -> tuple[tuple[Step, Number
 def combine(a: int, b: int) -> tuple[Step, ...]:
     """The steps that two numbers allow, ``a`` not below ``b``: no negative, no fraction."""
     steps = (Step(a, "+", b, a + b), Step(a, "-", b, a - b), Step(a, "*", b, a * b))
-    return (*steps, Step(a, "/", b, a // b)) if b and a % b == 0 else steps
+    return (*steps, Step(a, "/", b, a // b)) if divisible(a, b) else steps
 
 
 def _insert(value: int, numbers: Numbers) -> Numbers:
