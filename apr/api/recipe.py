@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from apr.config import check_drawing, check_least
 from apr.countdown.demonstrate import Demonstrate
+from apr.countdown.task import join_word
 from apr.data.shards import Overlong
 from apr.engine import EngineConfig
 from apr.errors import ConfigError
@@ -110,6 +111,10 @@ class Recipe:
             operator_weight=self.operator_weight,
             seed=self.seed,
         )
+        if self.sft.message_weight != 1 and join_word(self.demonstrations.text) is None:
+            raise ConfigError(
+                "in the paper text no word says where a message begins: leave message_weight out"
+            )
         if self.waves and self.network.hidden_size < (taken := width(self.largest_number)):
             raise ConfigError(
                 f"waves take {taken} numbers of each embedding and network.hidden_size is "

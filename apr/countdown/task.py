@@ -126,6 +126,11 @@ def step_ends(text: Text) -> tuple[str, ...]:
     return (compact.ENTER, compact.LATER, compact.MISS, compact.HIT)
 
 
+def join_word(text: Text) -> str | None:
+    """The word behind which stands what a thread joins with; the paper's text has none."""
+    return None if text == Text.PAPER else "<join>"
+
+
 def decisive_words(text: Text) -> dict[str, list[str]]:
     """Classes of words that decide whether a problem is solved. Operators do where they say which
     step is next: what is left out nobody finds.

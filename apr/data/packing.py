@@ -32,6 +32,7 @@ class Batch(NamedTuple):
     positions_BT: Tensor  # within the sequence
     segments_BT: Tensor  # number of the sequence in its row, -1 for padding
     heard_BT: Tensor  # whether the target stands behind what its thread heard after it first wrote
+    message_BT: Tensor  # whether the target is part of what its thread joins with
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(t.to(device, non_blocking=True) for t in self))
@@ -40,7 +41,16 @@ class Batch(NamedTuple):
 class PackedBatches:
     """An endless series of batches, one shuffled epoch after another."""
 
-    def __init__(self, sequences: Sequences, rows: int, length: int, seed: int, pad_id: int):
+    def __init__(
+        self,
+        sequences: Sequences,
+        rows: int,
+        length: int,
+        seed: int,
+        pad_id: int,
+        join_id: int | None = None,
+    ):
+        """``join_id`` opens what a thread joins with; by default nothing is known of that."""
         lengths = np.diff(sequences.offsets)
         if len(lengths) == 0:
             raise DataError("the data holds no sequence: loosen its filters")
@@ -55,6 +65,7 @@ class PackedBatches:
         self.length = length
         self.seed = seed
         self.pad_id = pad_id
+        self.join_id = join_id
         # Two epochs at most are alive, at their border.
         self._epoch = lru_cache(maxsize=2)(self._pack)
         self.per_epoch = max(1, len(self._epoch(0)) // rows)
@@ -93,7 +104,7 @@ class PackedBatches:
         shape = (self.rows, self.length)
         ids, targets = np.full(shape, self.pad_id), np.full(shape, IGNORE)
         positions, segments = np.zeros(shape, np.int64), np.full(shape, -1)
-        heard = np.zeros(shape, np.bool_)
+        heard, message = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
         for r, row in enumerate(rows):
             start = 0
             for n, index in enumerate(row):
@@ -102,10 +113,14 @@ class PackedBatches:
                 ids[r, start:end] = sequence
                 targets[r, start : end - 1] = np.where(loss[1:], sequence[1:], IGNORE)
                 heard[r, start : end - 1] = np.logical_or.accumulate(loss[:-1] & ~loss[1:])
+                if self.join_id is not None:
+                    joins = sequence[:-1] == self.join_id
+                    message[r, start : end - 1] = np.logical_or.accumulate(joins)
                 positions[r, start:end] = np.arange(len(sequence))
                 segments[r, start:end] = n
                 start = end
-        return Batch(*(torch.from_numpy(x) for x in (ids, targets, positions, segments, heard)))
+        columns = (ids, targets, positions, segments, heard, message)
+        return Batch(*(torch.from_numpy(x) for x in columns))
 
     def _sequence(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         start, end = self.sequences.offsets[index : index + 2]

@@ -46,6 +46,7 @@ class Inputs(NamedTuple):
     targets_N: Tensor
     positions_N: Tensor
     heard_N: Tensor
+    message_N: Tensor
     attend: Attend
     num_learnt: int
 
@@ -72,11 +73,11 @@ class Compute:
 
     def inputs(self, batch: Batch) -> Inputs:
         """``batch``, which is on the host, on the device."""
-        columns = (batch.ids_BT, batch.targets_BT, batch.positions_BT, batch.heard_BT)
-        ids_N, targets_N, positions_N, heard_N = (self._place(t.flatten()) for t in columns)
-        attend = packed_attention(batch.segments_BT, self.device, self.kernel)
-        num_learnt = int((batch.targets_BT != IGNORE).sum())
-        return Inputs(ids_N, targets_N, positions_N, heard_N, attend, num_learnt)
+        ids_BT, targets_BT, positions_BT, segments_BT, heard_BT, message_BT = batch
+        columns = (ids_BT, targets_BT, positions_BT, heard_BT, message_BT)
+        placed = [self._place(column.flatten()) for column in columns]
+        attend = packed_attention(segments_BT, self.device, self.kernel)
+        return Inputs(*placed, attend, num_learnt=int((targets_BT != IGNORE).sum()))
 
     def feed(self, batches: PackedBatches, start: int, step: int = 1) -> Generator[Inputs]:
         """Each ``step``-th of the batches from number ``start`` on, without end."""

@@ -50,6 +50,9 @@ class SFTConfig:
     heard_weight: float = 1.0
     """Weight in the loss of what a thread writes once it has heard its children. It is what becomes
     of all their work, and one token in twenty of a root's."""
+    message_weight: float = 1.0
+    """Weight in the loss of what any other thread joins with. It is all that is left of its work,
+    and most threads that are trained on join with nothing."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval_every: int = 500
     """Steps between held-out losses."""
@@ -68,7 +71,7 @@ class SFTConfig:
             eval_batches=self.eval_batches,
             save_every=self.save_every,
         )
-        check_least(0, heard_weight=self.heard_weight)
+        check_least(0, heard_weight=self.heard_weight, message_weight=self.message_weight)
 
 
 class Losses(NamedTuple):
@@ -192,9 +195,7 @@ class _Update:
         self.model.train()
         for inputs in batches:
             loss_N = _losses(self.model, inputs, self.compute)
-            weights_N = self.weights_V[inputs.targets_N.clamp(min=0)]
-            weights_N = torch.where(inputs.heard_N, self.config.heard_weight * weights_N, weights_N)
-            weighted = (loss_N * weights_N).sum() / num_learnt
+            weighted = (loss_N * self._weights(inputs)).sum() / num_learnt
             weighted.backward()  # type: ignore[no-untyped-call]
             total += loss_N.detach().sum() / num_learnt
         self.world.add_gradients(self.parameters)
@@ -203,6 +204,12 @@ class _Update:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return _Updated(self.world.add(total), norm, num_learnt)
+
+    def _weights(self, inputs: Inputs) -> Tensor:
+        """[N] of each target in the loss: of its token, times that of where it stands."""
+        weights_N = self.weights_V[inputs.targets_N.clamp(min=0)]
+        place_N = torch.where(inputs.message_N, self.config.message_weight, 1.0)
+        return weights_N * torch.where(inputs.heard_N, self.config.heard_weight, place_N)
 
 
 class _Pending:
@@ -263,10 +270,9 @@ def token_losses(model: Llama, batch: Batch) -> Tensor:
 
 
 def _losses(model: Llama, inputs: Inputs, compute: Compute) -> Tensor:
-    ids_N, targets_N, positions_N, _, attend, _ = inputs
     with compute.autocast():
         run = _compiled() if compute.compiled else _cross_entropy
-        return run(model, ids_N, targets_N, positions_N, attend)
+        return run(model, inputs.ids_N, inputs.targets_N, inputs.positions_N, inputs.attend)
 
 
 def _cross_entropy(

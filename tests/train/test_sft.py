@@ -59,8 +59,8 @@ def counting(num_sequences: int, seed: int) -> Sequences:
     return sequences(ids, [[False, *[True] * (len(s) - 1)] for s in ids])
 
 
-def batches(data: Sequences, rows: int = 2) -> PackedBatches:
-    return PackedBatches(data, rows, ROW, seed=0, pad_id=0)
+def batches(data: Sequences, rows: int = 2, join_id: int | None = None) -> PackedBatches:
+    return PackedBatches(data, rows, ROW, seed=0, pad_id=0, join_id=join_id)
 
 
 def train(run: Path, config: SFTConfig = CONFIG, **options: Any) -> tuple[Llama, Losses]:
@@ -113,20 +113,49 @@ def test_what_a_thread_writes_once_it_has_heard_is_marked() -> None:
     assert learnt.tolist() == [7, 8, 10]
 
 
-def test_what_a_thread_writes_once_it_has_heard_can_weigh_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["heard_weight", "message_weight"])
+def test_what_a_thread_tells_of_its_work_can_weigh_more(tmp_path: Path, name: str) -> None:
     ids = [[2 + i % 10, 3 + i % 7, 20, 5 + i % 9] for i in range(40)]
-    data = batches(sequences(ids, [[False, True, False, True]] * 40))
+    # 20 is either what is heard, or opens what the thread joins with.
+    heard = name == "heard_weight"
+    data = batches(sequences(ids, [[False, True, not heard, True]] * 40), join_id=20)
 
     def losses(weight: float) -> float:
-        """Of the ids that follow what is heard, after some steps."""
+        """Of the ids that follow 20, after some steps."""
         model = Llama(tiny_config())
         model.init_weights(0)
-        config = replace(CONFIG, heard_weight=weight, optim=replace(CONFIG.optim, clip=1e9))
+        optim = replace(CONFIG.optim, clip=1e9)
+        config = replace(CONFIG, steps=30, optim=optim, **{name: weight})
         train_sft(model, data, data, config, tmp_path / f"{weight}", WATCHED, progress=False)
         batch = data.batch(0)
-        return float(token_losses(model, batch)[batch.heard_BT.flatten()].sum().detach())
+        marked = (batch.heard_BT if heard else batch.message_BT).flatten()
+        return float(token_losses(model, batch)[marked].sum().detach())
 
     assert losses(4.0) < losses(1.0) < losses(0.0)
+
+
+def test_what_a_thread_joins_with_is_marked() -> None:
+    parent, child = [1, 2, 3, 9, 4, 5], [6, 7, 9]
+    loss = [[False, *[True] * (len(ids) - 1)] for ids in (parent, child)]
+    data = sequences([parent, child], loss)
+    batch = batches(data, rows=1, join_id=9).batch(0)
+    assert batch.targets_BT[batch.message_BT].tolist() == [4, 5]
+    assert not batches(data, rows=1).batch(0).message_BT.any()
+
+
+def test_what_is_heard_is_weighed_as_heard_whatever_it_joins_with(tmp_path: Path) -> None:
+    data = batches(
+        sequences([[2, 3, 20, 5, 6]] * 8, [[False, True, False, True, True]] * 8), join_id=5
+    )
+
+    def trained(weight: float) -> torch.Tensor:
+        model = Llama(tiny_config())
+        model.init_weights(0)
+        config = replace(CONFIG, message_weight=weight, heard_weight=2.0)
+        train_sft(model, data, data, config, tmp_path / f"{weight}", WATCHED, progress=False)
+        return model.embed_tokens.weight.detach()
+
+    assert torch.equal(trained(1.0), trained(9.0))
 
 
 @pytest.mark.parametrize(("demonstrated", "counts"), [(False, False), (True, True)])
