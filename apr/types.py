@@ -8,6 +8,9 @@ from enum import StrEnum
 from typing import NamedTuple
 
 Ids = tuple[int, ...]
+_LONGEST_CHARACTER = 4
+"""Bytes of a character, at most."""
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 
 
 class FinishReason(StrEnum):
@@ -49,10 +52,17 @@ class Sampling:
             return True
         if not self.stop_strings or decode is None:
             return False
-        # A token spells a byte at least, so a stop string never reaches further back than this.
-        reach = max(len(s.encode()) for s in self.stop_strings)
-        tail = decode(ids[max(start, len(ids) - reach) :])
-        return any(s in tail for s in self.stop_strings)
+        # A token spells a byte at least, so a stop string never reaches further back than this; one
+        # token more, since some decoders leave out a space that text begins with.
+        reach = max(len(s.encode()) for s in self.stop_strings) + 1
+        for more in range(_LONGEST_CHARACTER):
+            tail = decode(ids[max(start, len(ids) - reach - more) :])
+            if any(s in tail for s in self.stop_strings):
+                return True
+            # It may begin inside of a character, and some decoders then read none of what follows.
+            if _UNREADABLE not in tail:
+                break
+        return False
 
 
 class Completion(NamedTuple):

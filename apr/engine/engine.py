@@ -19,7 +19,7 @@ from apr.engine.kernel import CompiledKV, attention_library, compiled_page_bytes
 from apr.engine.loop import Loop
 from apr.engine.pages import PagePool
 from apr.engine.scheduler import Chunk, Scheduler
-from apr.engine.sequence import sequence_of
+from apr.engine.sequence import fail, sequence_of
 from apr.engine.steps import Steps, StepsInC, StepsInTorch
 from apr.errors import ConfigError, ContextError, EngineError
 from apr.interfaces import Codec
@@ -83,12 +83,12 @@ class EmbeddedEngine:
             codec: needed for stop strings only.
 
         Raises:
-            ConfigError: the memory for keys and values does not hold one page, or there are no
-                products in bfloat16 for this network here.
+            ConfigError: the memory for keys and values does not hold one page; there are no such
+                products for this network here, or another engine over it has others.
         """
         self.model = model
         self.config = config = config or EngineConfig()
-        self._pack()
+        model.pack(config.products)
         self.codec = codec
         self.device = model.embed_tokens.weight.device
         self.kv = _kv(model, config)
@@ -113,8 +113,8 @@ class EmbeddedEngine:
         """As ``apr.interfaces.Engine.generate``."""
         self.check(prompt_ids, sampling)
         sequence = sequence_of(prompt_ids, sampling, on_tokens)
-        self.scheduler.add(sequence)
         self._loop.wake()
+        self.scheduler.add(sequence)
         try:
             return await sequence.future
         except asyncio.CancelledError:  # All other ends come from a step, which has let go of it.
@@ -123,17 +123,8 @@ class EmbeddedEngine:
 
     def weights_changed(self) -> None:
         """Forget all that was derived from the old weights; between requests only."""
-        self._pack()
+        self.model.pack(self.config.products)
         self.scheduler.cache.clear()
-
-    def _pack(self) -> None:
-        products = self.config.products
-        self.model.pack(products)
-        if products is not Precision.MODEL and self.model.compiled is None:
-            raise ConfigError(
-                f"products in {products} take a network of float32 on a CPU, and a C compiler: "
-                "leave products out, or load the network in bfloat16"
-            )
 
     def _steps(self) -> Steps:
         if isinstance(self.kv, CompiledKV):
@@ -172,8 +163,7 @@ class EmbeddedEngine:
     def _fail(self, error: EngineError) -> None:
         """End every request with ``error``."""
         for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
-            if not sequence.future.done():
-                sequence.future.set_exception(error)
+            fail(sequence.future, error)
             self.scheduler.remove(sequence)
 
     def step(self, chunks: list[Chunk]) -> None:
@@ -192,7 +182,7 @@ def _kv(model: Llama, config: EngineConfig) -> CompiledKV | PagedKV:
     """Where keys and values live: in what is compiled, if it can be."""
     weight, size, precision = model.embed_tokens.weight, config.page_size, config.kv_precision
     library = None
-    if weight.device.type == "cpu":
+    if model.compiled is not None:
         library = attention_library(model.config, size, weight.dtype, precision)
     if library is not None:
         num_pages = _num_pages(model.config, config, compiled_page_bytes(library, model.config))

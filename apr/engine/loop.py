@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from threading import Lock
 
 from apr.errors import EngineError
 
@@ -19,16 +20,34 @@ class Loop:
         """
         self.step, self.fail = step, fail
         self._task: asyncio.Task[None] | None = None
+        self._waking = Lock()
 
     def wake(self) -> None:
-        """There is something to do, on the event loop that runs now."""
+        """There is about to be something to do, on the event loop that runs now.
+
+        Raises:
+            EngineError: another event loop is at work, in a thread of its own.
+        """
         loop = asyncio.get_running_loop()
-        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+        with self._waking:
+            if self._task is not None and not self._task.done():
+                other = self._task.get_loop()
+                if other is loop:
+                    return
+                if other.is_running():
+                    raise EngineError(
+                        "the engine is at work in another thread's event loop: give it all "
+                        "requests from one, or make an engine for each thread"
+                    )
             self._task = loop.create_task(self._work())
+            self._task.add_done_callback(self._ended)
 
     async def _work(self) -> None:
-        try:
-            while self.step():
-                await asyncio.sleep(0)
-        except Exception as e:
-            self.fail(EngineError(f"the embedded engine failed: {type(e).__name__}: {e}"))
+        while self.step():
+            await asyncio.sleep(0)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Whatever it ended by, cancelled before it began included, nobody is left waiting."""
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
+            self.fail(EngineError(f"the embedded engine failed: {type(error).__name__}: {error}"))

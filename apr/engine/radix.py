@@ -3,12 +3,13 @@
 Siblings that share a prompt share its pages, and a parent that resumes finds its own prefix again.
 An edge is one full page of ids, so that nodes never need splitting; a prefix is found up to its
 last full page. What no sequence uses stays until room is needed, then the leaf that has been idle
-longest goes first.
+longest goes first, and with it what has been idle as long.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain, count, islice
 
 from apr.engine.pages import PagePool
 
@@ -18,13 +19,15 @@ Key = tuple[int, ...]
 class Node:
     """One page of a cached prefix."""
 
-    __slots__ = ("children", "key", "page", "parent")
+    __slots__ = ("children", "key", "page", "parent", "used")
 
     def __init__(self, key: Key, page: int, parent: Node | None) -> None:
         self.key = key
         self.page = page
         self.parent = parent
         self.children: dict[Key, Node] = {}
+        self.used = 0
+        """When a prefix last ended here, in ticks of the cache."""
 
 
 class RadixCache:
@@ -36,6 +39,7 @@ class RadixCache:
         self.root = Node((), -1, None)
         # Leaves, the one idle longest first; a dict keeps the order of insertion.
         self._leaves: dict[Node, None] = {}
+        self._ticks = count(1)
 
     def match(self, ids: Sequence[int]) -> list[int]:
         """Pages of the longest cached prefix of ``ids``; the caller becomes a holder of each."""
@@ -68,17 +72,32 @@ class RadixCache:
             node = child
         self._touch(node)
 
-    def evict(self, count: int) -> int:
-        """Give up to ``count`` pages that no sequence holds back to the pool; returns how many."""
-        evicted = 0
-        while evicted < count:
-            leaf = next((n for n in self._leaves if self.pool.holders[n.page] == 1), None)
-            if leaf is None:
-                break
-            while evicted < count and not leaf.children and self._is_idle(leaf):
-                leaf = self._drop(leaf)
-                evicted += 1
-        return evicted
+    def evict(self, num_pages: int) -> bool:
+        """Give ``num_pages`` that no sequence holds back to the pool; none, if there are fewer."""
+        going = list(islice(self._going(), num_pages))
+        if len(going) < num_pages:
+            return False
+        for node in going:
+            self._drop(node)
+        return True
+
+    def _going(self) -> Iterator[Node]:
+        """What no sequence holds, as it is to go: a node after all that are below it.
+
+        One that was met again after its last child was takes its turn when all leaves have had it.
+        """
+        left: dict[Node, int] = {}  # children of those that have lost some
+        again: list[Node] = []
+        for leaf in chain(self._leaves, again):
+            node = leaf
+            while self._is_idle(node) and not left.get(node, len(node.children)):
+                if node.used > leaf.used:
+                    again.append(node)
+                    break
+                yield node
+                assert node.parent is not None
+                node = node.parent
+                left[node] = left.get(node, len(node.children)) - 1
 
     def clear(self) -> None:
         """Forget everything: the weights have changed. Sequences keep the pages they hold."""
@@ -112,6 +131,7 @@ class RadixCache:
             yield tuple(ids[start : start + size])
 
     def _touch(self, node: Node) -> None:
+        node.used = next(self._ticks)
         if node in self._leaves:
             del self._leaves[node]
             self._leaves[node] = None
@@ -119,8 +139,8 @@ class RadixCache:
     def _is_idle(self, node: Node) -> bool:
         return node is not self.root and self.pool.holders[node.page] == 1
 
-    def _drop(self, leaf: Node) -> Node:
-        """Remove ``leaf``; returns its parent, which may have become a leaf."""
+    def _drop(self, leaf: Node) -> None:
+        """Remove ``leaf``; its parent may become one."""
         parent = leaf.parent
         assert parent is not None
         del parent.children[leaf.key]
@@ -128,4 +148,3 @@ class RadixCache:
         self.pool.release([leaf.page])
         if parent is not self.root and not parent.children:
             self._leaves[parent] = None
-        return parent

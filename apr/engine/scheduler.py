@@ -144,7 +144,7 @@ class Scheduler:
 
     def _make_room(self, count: int) -> bool:
         short = count - self.pool.num_free
-        return short <= 0 or self.cache.evict(short) == short
+        return short <= 0 or self.cache.evict(short)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preempted += 1

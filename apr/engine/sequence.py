@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from array import array
-from asyncio import Future, get_running_loop
+from asyncio import CancelledError, Future, get_running_loop
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
+from operator import index
+from typing import Any
 
 from apr.types import Completion, FinishReason, Sampling
 
@@ -68,12 +70,19 @@ class Sequence:
                 self.finish(FinishReason.STOP)
             elif self.num_sampled == self.sampling.max_tokens:
                 self.finish(FinishReason.LENGTH)
-        except Exception as e:  # The listener's fault: its own request fails, nobody else's.
-            self.future.set_exception(e)
+        except (Exception, CancelledError) as e:
+            fail(self.future, e)  # The listener's fault: its own request fails, nobody else's.
 
     def finish(self, reason: FinishReason) -> None:
-        """Resolve ``future`` with what has been sampled."""
-        self.future.set_result(Completion(tuple(self.sampled), tuple(self.logprobs), reason))
+        """Resolve ``future`` with what has been sampled, unless its listener has cancelled it."""
+        if not self.future.done():
+            self.future.set_result(Completion(tuple(self.sampled), tuple(self.logprobs), reason))
+
+
+def fail(future: Future[Any], error: BaseException) -> None:
+    """End ``future`` with ``error``, if somebody still waits for it."""
+    if not future.done():
+        future.set_exception(error)
 
 
 def sequence_of(
@@ -81,7 +90,7 @@ def sequence_of(
 ) -> Sequence:
     """A request that goes on from ``ids``, on the event loop that runs now."""
     return Sequence(
-        ids=list(ids),
+        ids=list(map(index, ids)),  # Whatever integers they are: C reads those of one kind.
         num_prompt=len(ids),
         sampling=sampling,
         future=get_running_loop().create_future(),

@@ -111,9 +111,9 @@ class StepsInC:
             np.array([s.temperature for s in samplings], np.float64),
             np.array([s.top_p for s in samplings], np.float64),
             uniforms,
-            np.array([s.top_k or everything for s in samplings], np.int64),
+            np.array([min(s.top_k or everything, everything) for s in samplings], np.int64),
             np.array(limits, np.int64),
-            [s.stop_ids for s in samplings],
+            [[id for id in s.stop_ids if id < everything] for s in samplings],
             patience,
         )
 

@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import index
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from apr.engine.loop import Loop
 from apr.engine.pages import PagePool
 from apr.engine.sampler import draw
 from apr.engine.sequence import Sequence as Worker
-from apr.engine.sequence import sequence_of
+from apr.engine.sequence import fail, sequence_of
 from apr.errors import ConfigError, ContextError, EngineError
 from apr.hogwild.group import Group, OnEnd
 from apr.hogwild.views import SharedAttend
@@ -83,9 +84,9 @@ class HogwildEngine:
             for i, (opening, sampling) in enumerate(zip(openings, samplings, strict=True))
         ]
         future = asyncio.get_running_loop().create_future()
-        group = Group(list(prompt_ids), workers, context, on_end or _goes_on, future)
-        self.waiting.append(group)
+        group = Group(list(map(index, prompt_ids)), workers, context, on_end or _goes_on, future)
         self._loop.wake()
+        self.waiting.append(group)
         try:
             return await group.future
         finally:
@@ -142,8 +143,7 @@ class HogwildEngine:
     def _fail(self, error: EngineError) -> None:
         """End every group with ``error``."""
         for group in [*self.running, *self.waiting]:
-            if not group.future.done():
-                group.future.set_exception(error)
+            fail(group.future, error)
             self._remove(group)
 
     def _admit(self) -> list[Group]:

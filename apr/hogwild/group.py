@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from asyncio import Future
+from asyncio import CancelledError, Future
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from apr.engine.sequence import Sequence as Worker
+from apr.engine.sequence import fail
 from apr.hogwild.views import Token, shifts, view
 from apr.types import Completion, FinishReason
 
@@ -83,8 +84,9 @@ class Group:
                 self.workers[i].finish(FinishReason.LENGTH)
         try:
             goes_on = [self.on_end(*end) for end in self.ended()]
-        except Exception as e:  # A listener's fault: its own request fails, nobody else's.
-            self.future.set_exception(e)
+        except (Exception, CancelledError) as e:
+            fail(self.future, e)  # A listener's fault: its own request fails, nobody else's.
+        if self.future.done():
             return
         if not self.live or not all(goes_on):
             ends = [w.future.result() if w.future.done() else None for w in self.workers]

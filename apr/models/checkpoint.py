@@ -34,6 +34,8 @@ FILE_BYTES = 15_000_000
 
 # What our network does, and no other way, under the names of ``config.json``.
 _ONLY = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+_HF_EPS = 1e-6
+"""Of a ``config.json`` that names no ``rms_norm_eps``."""
 
 
 def save_checkpoint(
@@ -89,10 +91,16 @@ def load_checkpoint(
     config = read_config(directory)
     if dtype is None:
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    model = Llama(config)
+    try:
+        model = Llama(config)
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as e:
+        raise CheckpointError(
+            f"the network that {directory / 'config.json'} describes is too large to be made: "
+            "check its numbers"
+        ) from e
     weights = _read_weights(directory)
-    if config.tie_word_embeddings:
-        weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight", Tensor()))
+    if config.tie_word_embeddings:  # Whatever else is there under its name.
+        weights["lm_head.weight"] = weights.get("model.embed_tokens.weight", Tensor())
     try:
         load_weights(model, from_hf(weights, config))
     except KeyError as e:
@@ -127,9 +135,10 @@ def _unsupported(raw: dict[str, Any]) -> str | None:
         value = raw.get(key, None if key == "model_type" else only)
         if value != only:
             return f"{key} {value!r}, and only {only!r}"
-    rope = raw.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default" or raw.get("rope_scaling"):
-        return "scaled rotary positions, and only plain ones"
+    for rope in (raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}):
+        kind = rope.get("rope_type", rope.get("type", "default"))  # The second is the older name.
+        if kind != "default" or "factor" in rope:
+            return "scaled rotary positions, and only plain ones"
     return None
 
 
@@ -140,6 +149,7 @@ def _parse_config(raw: dict[str, Any]) -> LlamaConfig:
     values.setdefault("num_key_value_heads", raw["num_attention_heads"])
     if values.get("head_dim") is None:
         values["head_dim"] = raw["hidden_size"] // raw["num_attention_heads"]
+    values.setdefault("rms_norm_eps", _HF_EPS)
     values["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
     if isinstance(values.get("eos_token_id"), list):
         values["eos_token_id"] = next(iter(values["eos_token_id"]), None)

@@ -154,6 +154,7 @@ class Llama(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.compiled: native.CompiledLlama | None = None
+        self.products: Precision | None = None  # what it is packed for
 
     def forward(self, ids_N: Tensor, positions_N: Tensor, attend: Attend) -> Tensor:
         """Hidden states (N, D) after the final norm, for ids and positions (N,)."""
@@ -172,7 +173,22 @@ class Llama(nn.Module):
 
         Args:
             products: what they round both sides to, where that can be compiled.
+
+        Raises:
+            ConfigError: they cannot be, or somebody has packed them for others.
         """
+        found = native.compiled(self.lm_head.weight, products)
+        if products is not Precision.MODEL and found is None:
+            raise ConfigError(
+                f"products in {products} take a network of float32 on a CPU, and a C compiler: "
+                "leave products out, or load the network in bfloat16"
+            )
+        if self.products not in (None, products):
+            raise ConfigError(
+                f"the network is packed for products in {self.products}, and another engine uses "
+                f"it so: load it once more for products in {products}"
+            )
+        self.products = products
         for module in self.modules():
             if isinstance(module, Linear):
                 module.packed = native.packed(module.weight, products)

@@ -58,13 +58,14 @@ def _library(source: Path, *defines: str) -> ctypes.CDLL | None:
     command = [*shlex.split(os.environ.get("CC", "cc")), *_FLAGS, *defines, f"-I{_HEADER.parent}"]
     made_of = repr((command, _processor())).encode() + source.read_bytes() + _HEADER.read_bytes()
     name = f"{source.stem}-{hashlib.sha256(made_of).hexdigest()[:24]}.so"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apr" / "native"
     try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        cache = Path(home) / "apr" / "native"
         if not (cache / name).exists():
             _compile([*command, str(source)], cache / name)
         # Its OpenMP is the one that torch has loaded, by the same name: one pool of threads.
         return ctypes.CDLL(str(cache / name))
-    except (OSError, subprocess.SubprocessError) as e:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as e:  # RuntimeError: no home.
         logging.getLogger(__name__).info("%s runs on torch alone: %s", source.stem, e)
         return None
 
@@ -79,6 +80,8 @@ def _compile(command: list[str], path: Path) -> None:
             capture_output=True,
             timeout=_COMPILE_SECONDS,
         )
+        with made.open("rb") as file:
+            os.fsync(file.fileno())  # A file cut short would end every process that maps it.
         made.replace(path)
 
 

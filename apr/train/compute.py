@@ -73,11 +73,15 @@ class Compute:
 
     def inputs(self, batch: Batch) -> Inputs:
         """``batch``, which is on the host, on the device."""
-        ids_BT, targets_BT, positions_BT, segments_BT, heard_BT, message_BT = batch
-        columns = (ids_BT, targets_BT, positions_BT, heard_BT, message_BT)
-        placed = [self._place(column.flatten()) for column in columns]
-        attend = packed_attention(segments_BT, self.device, self.kernel)
-        return Inputs(*placed, attend, num_learnt=int((targets_BT != IGNORE).sum()))
+        return Inputs(
+            ids_N=self._place(batch.ids_BT),
+            targets_N=self._place(batch.targets_BT),
+            positions_N=self._place(batch.positions_BT),
+            heard_N=self._place(batch.heard_BT),
+            message_N=self._place(batch.message_BT),
+            attend=packed_attention(batch.segments_BT, self.device, self.kernel),
+            num_learnt=int((batch.targets_BT != IGNORE).sum()),
+        )
 
     def feed(self, batches: PackedBatches, start: int, step: int = 1) -> Generator[Inputs]:
         """Each ``step``-th of the batches from number ``start`` on, without end."""
@@ -91,7 +95,8 @@ class Compute:
                 ahead = pool.submit(lambda: self.inputs(batches.batch(next(numbers))))
                 yield ready
 
-    def _place(self, x: Tensor) -> Tensor:
+    def _place(self, x_BT: Tensor) -> Tensor:
+        x = x_BT.flatten()
         if self.device.type != "cuda":
             return x.to(self.device)
         return x.pin_memory().to(self.device, non_blocking=True)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from apr.engine.pages import PagePool
-from apr.engine.radix import RadixCache
+from apr.engine.radix import Node, RadixCache
 
 SIZE = 2
 PAGES = 12
 IDS = st.lists(st.integers(0, 2), max_size=12)
+
+
+def under(node: Node) -> Iterator[Node]:
+    for child in node.children.values():
+        yield child
+        yield from under(child)
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -33,7 +41,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert self.content[page] == tuple(ids[: n * SIZE]), "a match is another prefix"
         missing = -(-len(ids) // SIZE) - len(cached)
         short = missing - self.pool.num_free
-        if short > 0 and self.cache.evict(short) < short:
+        if short > 0 and not self.cache.evict(short):
             self.pool.release(cached)
             return
         fresh = self.pool.allocate(missing)
@@ -54,11 +62,16 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(count=st.integers(0, PAGES))
     def evict(self, count: int) -> None:
         free = self.pool.num_free
-        evicted = self.cache.evict(count)
-        assert self.pool.num_free == free + evicted
         in_use = {page for pages in self.held for page in pages}
-        idle = [n for n in self.cache.nodes() if n.page not in in_use and not n.children]
-        assert evicted == count or not idle, "evict stops early only when nothing is idle"
+
+        def idle(node: Node) -> int:
+            """Nodes that can go of ``node`` and all below it: it, if all of them can."""
+            below, there = sum(map(idle, node.children.values())), sum(1 for _ in under(node))
+            return below + (below == there and node.page not in in_use)
+
+        enough = count <= sum(map(idle, self.cache.root.children.values()))
+        assert self.cache.evict(count) == enough
+        assert self.pool.num_free == free + count * enough
 
     @rule()
     def clear(self) -> None:
@@ -90,7 +103,7 @@ def test_the_leaf_idle_longest_goes_first() -> None:
         cache.insert(ids, pages)
         pool.release(pages)
     pool.release(cache.match([1]))
-    assert cache.evict(1) == 1
+    assert cache.evict(1)
     assert cache.match([2]) == []
     assert len(cache.match([1])) == 1
     assert len(cache.match([3])) == 1
@@ -102,5 +115,20 @@ def test_a_page_in_use_is_never_evicted() -> None:
     pages = pool.allocate(2)
     cache.insert([1, 2], pages)
     pool.release(pages[1:])
-    assert cache.evict(2) == 1, "only the second is idle"
+    assert not cache.evict(2), "only the second is idle"
+    assert pool.num_free == 0, "so that for two none is thrown away"
+    assert cache.evict(1)
     assert cache.match([1, 2]) == pages[:1]
+
+
+def test_a_prefix_met_again_outlives_what_is_idle_longer() -> None:
+    pool = PagePool(3)
+    cache = RadixCache(pool, 1)
+    for ids in ([1, 2], [9]):
+        pages = cache.match(ids) + pool.allocate(len(ids))
+        cache.insert(ids, pages)
+        pool.release(pages)
+    pool.release(cache.match([1]))
+    assert cache.evict(2), "the leaf behind it, and the one that nobody met again"
+    assert cache.match([9]) == []
+    assert len(cache.match([1, 2])) == 1

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from apr.engine import EmbeddedEngine, EngineConfig
+from apr.engine.attention import PagedKV
 from apr.engine.scheduler import Chunk
 from apr.engine.sequence import sequence_of
 from apr.engine.steps import StepsInC, split
 from apr.errors import ConfigError, ContextError, EngineError
+from apr.models import native
 from apr.models.llama import Llama
 from apr.models.precision import Precision
 from apr.testing import ByteCodec
@@ -486,23 +493,120 @@ def test_a_failing_network_fails_every_request_and_the_engine_lives_on(
     assert len(complete(engine, prompts(3), Sampling(5))) == 3
 
 
-def test_a_listener_that_raises_fails_its_own_request_only(network: Llama) -> None:
+@pytest.mark.parametrize("error", [KeyError, asyncio.CancelledError, None])
+@pytest.mark.parametrize("cancels", [False, True])
+def test_a_listener_that_gives_up_ends_its_own_request_only(
+    network: Llama, cancels: bool, error: type[BaseException] | None
+) -> None:
     engine = EmbeddedEngine(network)
+    tasks: list[asyncio.Task[Completion]] = []
 
     def listener(ids: Sequence[int]) -> None:
-        raise KeyError("listener")
+        if cancels:
+            tasks[0].cancel()
+        if error is not None:
+            raise error("listener")
 
     async def run() -> list[object]:
-        return await asyncio.gather(
-            engine.generate([1, 2], Sampling(5), listener),
-            engine.generate([3, 4], Sampling(5)),
-            return_exceptions=True,
-        )
+        # All of its ids come in one row: it hears of the last, too.
+        tasks.append(asyncio.create_task(engine.generate([1, 2], Sampling(5), listener)))
+        tasks.append(asyncio.create_task(engine.generate([3, 4], Sampling(5))))
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
 
-    bad, good = asyncio.run(run())
-    assert isinstance(bad, KeyError)
+    given_up, good = asyncio.run(run())
+    assert isinstance(given_up, asyncio.CancelledError if cancels else error or Completion)
     assert isinstance(good, Completion)
     engine.scheduler.check()
+    assert not engine.scheduler.running
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_nobody_is_left_waiting_by_whoever_cancels_everything(network: Llama, steps: int) -> None:
+    engine = EmbeddedEngine(network, EngineConfig(burst=1))
+
+    async def run() -> Completion:
+        asked = asyncio.create_task(engine.generate([1, 2], Sampling(60)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {asked, asyncio.current_task()}:
+            task.cancel()
+        return await asyncio.wait_for(asked, 30)
+
+    with pytest.raises(EngineError, match="CancelledError"):
+        asyncio.run(run())
+    assert len(complete(engine, prompts(2), Sampling(5))) == 2
+
+
+def test_one_event_loop_at_a_time_is_served(network: Llama) -> None:
+    engine = EmbeddedEngine(network, EngineConfig(burst=1))
+    at_work, refused = threading.Event(), threading.Event()
+
+    def listener(ids: Sequence[int]) -> None:
+        at_work.set()
+        assert refused.wait(30)
+
+    def other() -> None:
+        assert at_work.wait(30)
+        with pytest.raises(EngineError, match="in another thread's event loop"):
+            complete(engine, [[3, 4]], Sampling(5))
+        refused.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(other)
+        done = asyncio.run(engine.generate([1, 2], Sampling(5), listener))
+        told.result()
+    assert list(done.ids) == greedy(network, [1, 2], 5)
+    assert not engine.scheduler.waiting
+    assert len(complete(engine, [[3, 4]], Sampling(5))) == 1, "its turn has come"
+
+
+def test_ids_may_be_integers_of_any_kind(network: Llama, backend: str) -> None:
+    engine = EmbeddedEngine(network)
+    prompt = prompts(1)[0]
+    want = greedy(network, prompt, 6)
+    for kind in (np.int16, np.uint8, np.int64):
+        (done,) = complete(engine, [list(np.array(prompt, kind))], Sampling(6))
+        assert list(done.ids) == want
+    with pytest.raises(TypeError):
+        complete(engine, [[float(id) for id in prompt]], Sampling(6))
+
+
+def test_numbers_beyond_the_vocabulary_mean_all_of_it_or_nothing(
+    network: Llama, backend: str
+) -> None:
+    engine = EmbeddedEngine(network)
+    prompt = prompts(1)[0]
+    sampling = Sampling(8, temperature=1.0, seed=3)
+    beyond = replace(sampling, top_k=2**63, stop_ids=(2**63, 99))
+    assert complete(engine, [prompt], beyond) == complete(engine, [prompt], sampling)
+
+
+def test_a_network_is_packed_for_one_kind_of_products() -> None:
+    model = Llama(_config())
+    model.init_weights(1)
+    exact, asked = EmbeddedEngine(model.eval()), prompts(1)
+    before = complete(exact, asked, Sampling(8))
+    for precision in (Precision.INT8, Precision.BFLOAT16):
+        with pytest.raises(ConfigError, match=r"load it once more|and a C compiler"):
+            EmbeddedEngine(model, EngineConfig(products=precision))
+    assert complete(exact, asked, Sampling(8)) == before
+    assert complete(EmbeddedEngine(model), asked, Sampling(8)) == before
+
+
+@pytest.mark.parametrize("missing", ["native", "attention"])
+def test_what_cannot_be_compiled_in_full_runs_in_torch(
+    network: Llama, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    there = native.library
+
+    def library(source: Path, *args: Any, **defines: int) -> object:
+        return None if source.stem == missing else there(source, *args, **defines)
+
+    monkeypatch.setattr(native, "library", library)
+    engine = EmbeddedEngine(network)
+    assert isinstance(engine.kv, PagedKV)
+    (done,) = complete(engine, prompts(1), Sampling(6))
+    assert list(done.ids) == greedy(network, prompts(1)[0], 6)
 
 
 def _config():

@@ -122,3 +122,22 @@ def test_a_prompt_seen_before_is_not_computed_again() -> None:
     loop.close()
     assert (chunk.start, chunk.end) == (8, 9)
     assert scheduler.num_reused == 8
+
+
+def test_whoever_does_not_fit_costs_the_cache_nothing() -> None:
+    loop = asyncio.new_event_loop()
+    scheduler = Scheduler(PagePool(16), 2, 8, 64)
+    parent, child = sequence(loop, 12, 1), sequence(loop, 8, 4, first=3)
+    newcomer = sequence(loop, 24, 1, first=5)
+    scheduler.add(parent)
+    step(scheduler)
+    scheduler.add(child)
+    scheduler.add(newcomer)
+    step(scheduler)
+    assert list(scheduler.waiting) == [newcomer], "it takes 12 pages of 16, of which 5 are in use"
+    scheduler.remove(newcomer)
+    goes_on = sequence(loop, 12, 1)
+    scheduler.add(goes_on)
+    chunks = scheduler.schedule()
+    loop.close()
+    assert [c.start for c in chunks if c.sequence is goes_on] == [10], "its parent is still there"

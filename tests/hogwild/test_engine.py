@@ -417,24 +417,32 @@ def test_cancelling_frees_blocks_at_once_and_nobody_else_notices(exact: Llama) -
 
 
 @pytest.mark.parametrize("fails", ["on_tokens", "on_end"])
-def test_a_listener_that_raises_fails_its_own_request_only(exact: Llama, fails: str) -> None:
+@pytest.mark.parametrize("error", [KeyError, asyncio.CancelledError, None])
+def test_a_listener_that_gives_up_ends_its_own_request_only(
+    exact: Llama, fails: str, error: type[BaseException] | None
+) -> None:
     engine = engine_of(exact)
+    tasks: list[asyncio.Task[Any]] = []
 
     def listener(worker: int, _: object) -> bool:
         if worker == 1:
-            raise KeyError("listener")
+            if error is None:
+                tasks[0].cancel()
+            else:
+                raise error("listener")
         return True
 
     async def run() -> list[object]:
-        return await asyncio.gather(
+        asked = (
             engine.generate_together(PROMPT, OPENINGS, hot(4, 3), **{fails: listener}),
             engine.generate_together(PROMPT, OPENINGS, hot(4, 3)),
             engine.generate(PROMPT, Sampling(5)),
-            return_exceptions=True,
         )
+        tasks.extend(map(asyncio.create_task, asked))
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
 
     bad, good, beside = asyncio.run(run())
-    assert isinstance(bad, KeyError)
+    assert isinstance(bad, error or asyncio.CancelledError)
     assert isinstance(good, list)
     assert isinstance(beside, Completion)
     check_idle(engine)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -166,8 +167,21 @@ def test_older_configs_mean_the_same(checkpoint: Path) -> None:
     assert read_config(checkpoint) == config
     edit_config(checkpoint, rope_theta="absent", rope_parameters={"rope_theta": 500.0})
     assert read_config(checkpoint) == config
+    edit_config(checkpoint, rope_scaling={"type": "default"})
+    assert read_config(checkpoint) == config
+    edit_config(checkpoint, rms_norm_eps="absent")
+    assert read_config(checkpoint) == replace(config, rms_norm_eps=1e-6)
     edit_config(checkpoint, head_dim=None, num_key_value_heads="absent")
     assert (read_config(checkpoint).head_dim, read_config(checkpoint).num_key_value_heads) == (6, 4)
+
+
+def test_tied_weights_are_those_of_the_embedding_whatever_else_is_there(checkpoint: Path) -> None:
+    edit_config(checkpoint, tie_word_embeddings=True)
+    stored = load_file(checkpoint / "model.safetensors")
+    assert not torch.equal(stored["lm_head.weight"], stored["model.embed_tokens.weight"])
+    model = load_checkpoint(checkpoint)
+    assert torch.equal(model.embed_tokens.weight, stored["model.embed_tokens.weight"])
+    assert model.lm_head.weight is model.embed_tokens.weight
 
 
 def test_a_checkpoint_carries_its_tokenizer_and_how_it_came_to_be(tmp_path: Path) -> None:
@@ -190,6 +204,10 @@ def test_a_checkpoint_carries_its_tokenizer_and_how_it_came_to_be(tmp_path: Path
         ({"attention_bias": True}, "has attention_bias True, and only False can be loaded"),
         ({"rope_scaling": {"type": "linear"}}, "scaled rotary positions, and only plain ones"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "scaled rotary positions"),
+        ({"rope_parameters": {"type": "linear", "factor": 4.0}}, "scaled rotary positions"),
+        ({"rope_scaling": {"factor": 4.0}}, "scaled rotary positions"),
+        ({"vocab_size": 10**13}, "is too large to be made: check its numbers"),
+        ({"vocab_size": 10**20}, "is too large to be made: check its numbers"),
         ({"vocab_size": "absent"}, "config.json is not a Llama config"),
         ({"hidden_size": "24"}, "'hidden_size' takes int, not '24'"),
         ({"hidden_size": 0}, "hidden_size is 0: give 1 or more"),

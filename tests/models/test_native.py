@@ -170,6 +170,12 @@ def test_without_a_compiler_torch_does_it_all(
     assert not cache.exists() or not list(cache.iterdir()), "nothing half-made is left"
 
 
+def test_without_a_home_torch_does_it_all(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert native.library(SOURCE, torch.float32) is None
+
+
 def test_it_can_be_turned_off(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APR_NATIVE", "0")
     assert native.library(SOURCE, torch.float32) is None
