@@ -6,13 +6,11 @@ mkdir -p "$out" "$WORK/throughput"
 bench() {
   local name=$1
   shift
-  local file=$WORK/throughput/$name.json
-  if [ ! -s "$file" ]; then
-    within "$PYTHON" -m benchmarks.sft "$@" "${TINY_BENCH[@]}" --steps "$TIMED" \
-      --demonstrations "$DEMONSTRATIONS" | tee /dev/stderr | tail -1 >"$file.tmp"
-    mv "$file.tmp" "$file"
-  fi
-  cp "$file" "$out"
+  local file=$WORK/throughput/$name
+  once "$file.log" "$PYTHON" -m benchmarks.sft "$@" "${TINY_BENCH[@]}" --steps "$TIMED" \
+    --demonstrations "$DEMONSTRATIONS"
+  cat "$file.log" >&2
+  tail -1 "$file.log" >"$out/$name.json"
 }
 TIMED=30 DEMONSTRATIONS=2000
 [ "${REHEARSE:-0}" = 0 ] || { TIMED=2 DEMONSTRATIONS=10; }

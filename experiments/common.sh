@@ -49,14 +49,25 @@ within() {
   return "$code"
 }
 
+# once FILE COMMAND...: what COMMAND prints, in FILE, unless it is there from the same COMMAND.
+once() {
+  local file=$1 command
+  shift
+  printf -v command '%q ' "$@"
+  if [ ! -s "$file" ] || [ "$(cat "$file.command")" != "$command" ]; then
+    within "$@" >"$file.tmp"
+    echo "$command" >"$file.command"
+    mv "$file.tmp" "$file"
+  fi
+}
+
 # trained NAME VERB ARGUMENTS...: run `apr sft` or `apr grpo` to its end, and keep what came of it.
 trained() {
   local name=$1 verb=$2 code=0 run=$WORK/$1
   shift 2
   mkdir -p "$OUT/$name"
-  if [ ! -d "$run/checkpoint" ]; then
-    apr "$verb" "$@" --out "$run" --minutes "$(awk "BEGIN {print $(seconds_left) / 60}")" || code=$?
-  fi
+  # What is done already takes no time, and a run of other settings is refused.
+  apr "$verb" "$@" --out "$run" --minutes "$(awk "BEGIN {print $(seconds_left) / 60}")" || code=$?
   cp "$run"/{recipe.json,metrics.jsonl,timings.jsonl} "$OUT/$name" || true
   [ "$code" = 0 ] || exit "$code"
   apr export "$run/checkpoint" "$OUT/$name/checkpoint"
@@ -82,11 +93,8 @@ grpo() {
 evaluate() {
   local name=$1 what=$2 file=$WORK/$1/eval-$2.json
   shift 2
-  if [ ! -s "$file" ]; then
-    within "$PYTHON" -m apr eval "$OUT/$name/checkpoint" --count "$COUNT" --concurrency 512 \
-      --engine "$ENGINE" --json --force --out "$WORK/$name/eval-$what.jsonl" "$@" >"$file.tmp"
-    mv "$file.tmp" "$file"
-  fi
+  once "$file" "$PYTHON" -m apr eval "$OUT/$name/checkpoint" --count "$COUNT" --concurrency 512 \
+    --engine "$ENGINE" --json --force --out "$WORK/$name/eval-$what.jsonl" "$@"
   cp "$file" "$OUT/$name"
   cat "$file"
 }

@@ -404,6 +404,13 @@ def test_a_checkpoint_of_another_shape_or_tokenizer_is_not_gone_on_from(
     assert not (tmp_path / "run").exists()
 
 
+def test_waves_take_their_place(trained: Trained) -> None:
+    small = replace(RECIPE, largest_number=9, network=replace(RECIPE.network, hidden_size=16))
+    assert replace(small, waves=True)
+    with pytest.raises(ConfigError, match="waves take 18 numbers of each embedding"):
+        replace(small, waves=True, pairs=True)
+
+
 def test_words_that_a_checkpoint_lacks_start_as_they_would_without_it(trained: Trained) -> None:
     start = replace(RECIPE, checkpoint=str(trained.checkpoint))
     more = replace(start, pairs=True, largest_number=45)

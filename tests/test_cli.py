@@ -422,6 +422,14 @@ def test_explain_tells_why_problems_were_not_solved(here: Path, run: Run) -> Non
     assert table.count("not solved: ") == len(found["all"]["causes"])
 
 
+def test_explain_takes_no_samples(here: Path, run: Run) -> None:
+    how = ("--method", "best_of_n", "--samples", 2, "--temperature", 1)
+    assert run("eval", "--count", 2, *how, "--out", "t.jsonl").code == 0
+    assert_bad_input(
+        run("explain", "t.jsonl"), "puts samples together", "of the method that it draws"
+    )
+
+
 def test_explain_wants_the_model_that_wrote(here: Path, run: Run) -> None:
     Path("empty.jsonl").touch()
     assert_bad_input(run("explain", "empty.jsonl"), "empty.jsonl holds no trace")

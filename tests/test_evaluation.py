@@ -189,6 +189,17 @@ def test_samples_are_kept_and_the_commands_of_their_votes_run(here: Path, run: R
         assert json.loads(ran.out)["total_tokens"] == pytest.approx(sum(totals) / 6)
 
 
+def test_names_with_spaces_are_quoted_in_every_command(here: Path) -> None:
+    path = Path("grid.toml")
+    path.write_text(path.read_text().replace('"tiny"', '"tiny + RL"'))
+    outs = [
+        shlex.split(command)[-1]
+        for planned in api.plan_grid(grid())
+        for command in planned.cell.draws.values()
+    ]
+    assert set(outs) == {f"runs/eval/tiny + RL-{vote}-{{n}}.jsonl" for vote in ("cons", "pass")}
+
+
 def test_a_grid_killed_and_resumed_gives_the_same_rows(here: Path, run: Run) -> None:
     assert run("eval", "grid.toml", "--out", "whole", "--set", "count=12").code == 0
     code = "import sys\nfrom apr.eval import grid\ngrid.FLUSH_EVERY = 2\n"

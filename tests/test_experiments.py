@@ -51,11 +51,11 @@ with open(os.environ["NOTES"], "a") as notes:
 verb = words[2] if words[0] == "-m" else "benchmark"
 if verb in ("sft", "grpo"):
     run = pathlib.Path(words[words.index("--out") + 1])
-    (run / "checkpoint").mkdir(parents=True)
+    (run / "checkpoint").mkdir(parents=True, exist_ok=True)
     for name in ("recipe.json", "metrics.jsonl", "timings.jsonl"):
         (run / name).touch()
 elif verb == "export":
-    pathlib.Path(words[4]).mkdir(parents=True)
+    pathlib.Path(words[4]).mkdir(parents=True, exist_ok=True)
 else:
     if words[3].endswith(".toml"):
         pathlib.Path(words[words.index("--out") + 1]).mkdir()
@@ -144,6 +144,17 @@ def test_steps_and_problems_are_set_from_outside(tmp_path: Path) -> None:
     engines = {model.engine for model in config.load(Path(grid[0]), api.GridRecipe).models}
     assert engines == {_values(words, "--engine")[0] for words in evaluations}
     assert engines == {"embedded://?max_batch=512&max_batch_tokens=8192&kv_gib=16"}
+
+
+def test_what_was_measured_otherwise_is_measured_again(tmp_path: Path) -> None:
+    run = ("02_threads.sh",)
+    counts = [
+        [_values(words, "--count")[0] for words in _noted(tmp_path, [run], COUNT=count).of("eval")]
+        for count in ("5", "5", "6")
+    ]
+    assert counts == [["5"] * 2, ["5"] * 2, ["5", "5", "6", "6"]]
+    trained = [words for words in _noted(tmp_path, [run]).asked if words[0] == "sft"]
+    assert len(trained) == 4, "whether there is anything left to train is not for scripts to say"
 
 
 def test_every_recipe_can_be_read_and_is_small_enough(queue: Queue) -> None:

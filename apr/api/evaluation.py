@@ -225,7 +225,7 @@ class _Known:
             words += ["--problem-seed", str(self.grid.problem_seed)]
         words += ["--count", str(count), "--concurrency", str(concurrency)]
         words += ["--out", f"runs/eval/{name}.jsonl"]
-        return " ".join(word if "{n}" in word else shlex.quote(word) for word in words)
+        return shlex.join(words)
 
 
 def flags_of(how: Inference) -> list[str]:

@@ -219,7 +219,7 @@ def explain(traces: Sequence[Trace], checkpoint: Path) -> dict[str, Diagnosis]:
 
     Raises:
         CheckpointError: missing or damaged, or the traces are of another tokenizer.
-        DataError: a trace is not of a Countdown problem.
+        DataError: a trace is not of a Countdown problem, or put together of samples.
     """
     kinds = by_kind(traces)
     told = read_model_manifest(checkpoint).recipe.demonstrations

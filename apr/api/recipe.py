@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from apr.config import check_drawing, check_least
 from apr.countdown.demonstrate import Demonstrate
-from apr.countdown.task import join_word
+from apr.countdown.task import join_word, number_words
 from apr.data.shards import Overlong
 from apr.engine import EngineConfig
 from apr.errors import ConfigError
@@ -115,7 +115,9 @@ class Recipe:
             raise ConfigError(
                 "in the paper text no word says where a message begins: leave message_weight out"
             )
-        if self.waves and self.network.hidden_size < (taken := width(self.largest_number)):
+        words = number_words(self.demonstrations.text, self.largest_number, self.pairs)
+        taken = width(max(words.values()))
+        if self.waves and self.network.hidden_size < taken:
             raise ConfigError(
                 f"waves take {taken} numbers of each embedding and network.hidden_size is "
                 f"{self.network.hidden_size}: make it wider, or leave waves out"

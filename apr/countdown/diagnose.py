@@ -26,6 +26,7 @@ from apr.countdown.judge import (
 from apr.countdown.narrate import Text
 from apr.countdown.problem import Numbers, Problem, divisible, solvable
 from apr.countdown.solver import UNBOUNDED, Bounds, start_of
+from apr.errors import DataError
 from apr.trace import End, Thread, Trace
 from apr.types import Ids
 
@@ -42,6 +43,8 @@ _VERDICTS = {
 _HITS = ("!", "equal")
 _LINE = re.compile(rf"{_NUMBER} ([-+*/]) {_NUMBER} = {_NUMBER} ([,:x!])")
 """A line of a thread that compares products: what is kept, a side, or a verdict."""
+_BALANCED = re.compile(r"(?<=[x!,:]) =((?: [0-9]{1,15})*)(?= [0-9]{1,15} [-+*/] | :)")
+"""Where one thread that does everything goes on to compare products, and who is ``first``."""
 RANGE = 25
 """Width of the ranges of largest numbers."""
 
@@ -151,13 +154,18 @@ def diagnose(
         bounds: how far the search looks.
 
     Raises:
-        DataError: a trace is not of a Countdown problem.
+        DataError: a trace is not of a Countdown problem, or put together of samples.
     """
     found = Diagnosis()
     for trace in traces:
         if trace.grade is None:
             continue
         problem = problem_of(trace)
+        if not trace.root.calls:
+            raise DataError(
+                f"{trace.method!r} puts samples together and is no search of its own: "
+                "explain traces of the method that it draws"
+            )
         found.problems.add(not trace.grade.correct)
         for thread in trace.threads:
             _read(found, problem, thread, text, decode)
@@ -181,12 +189,26 @@ def _read(
         found.steps[op].add(not _holds(int(a), op, int(b), int(value)))
     for a, b in _REST.findall(written):
         found.steps["/"].add(divisible(int(a), int(b)))
-    if asked is not None and asked.first is not None:
-        for wrong in _compared_wrongly(asked.first, written):
-            found.verdicts.add(wrong)
+    for wrong in _judged_wrongly(problem, asked.first if asked else None, written, text):
+        found.verdicts.add(wrong)
+
+
+def _judged_wrongly(
+    problem: Problem, first: Numbers | None, written: str, text: Text
+) -> Iterator[bool]:
+    """Of each verdict, whether it is wrong.
+
+    Args:
+        first: as in ``balance.Balance``, where products are all that is compared.
+    """
+    if first is not None:
+        yield from _compared_wrongly(first, written)
         return
-    for value, *_, mark in _VERDICTS[text].findall(written):
-        found.verdicts.add((int(value) == problem.target) != (mark in _HITS))
+    searched, *compared = _BALANCED.split(written) if text != Text.PAPER else [written]
+    for value, *_, mark in _VERDICTS[text].findall(searched):
+        yield (int(value) == problem.target) != (mark in _HITS)
+    for numbers, lines in zip(compared[::2], compared[1::2], strict=True):
+        yield from _compared_wrongly(tuple(map(int, numbers.split())), lines)
 
 
 def _compared_wrongly(first: Numbers, written: str) -> Iterator[bool]:

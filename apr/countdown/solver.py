@@ -136,6 +136,11 @@ class SearchConfig:
             max_final=self.max_final,
         )
         check_least(2, spawn_size=self.spawn_size)
+        if self.max_final > self.max_value > 0:
+            raise ConfigError(
+                f"max_final is {self.max_final}: complete expressions whose result is above "
+                f"max_value, which is {self.max_value}, are never looked at"
+            )
 
     @property
     def bounds(self) -> Bounds:
@@ -153,7 +158,8 @@ def search(
     """
     searcher = _Searcher(problem.target, config, rng)
     found = searcher.run(start_of(problem), _draw(config.beam, rng), 0)
-    if config.balances and (unheard or found.goal is None):
+    by_children = bool(found.visits) and found.visits[-1].mode is Mode.SPAWN
+    if config.balances and (found.goal is None or (unheard and by_children)):
         return _balance(problem, found)
     return found
 

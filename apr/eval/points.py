@@ -294,7 +294,7 @@ def _estimated(
         method=f"{kind}@{n}",
         budget=f"n = {n}",
         size=n,
-        command=cell.draws[kind].format(n=n),
+        command=cell.draws[kind].replace("{n}", str(n)),
         scores_P=score,
         columns={
             "total_tokens": total,

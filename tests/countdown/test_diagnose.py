@@ -39,6 +39,7 @@ def run(
     config: SearchConfig = THREADS,
     text: Text = Text.COMPACT,
     posed: Problem = POSED,
+    telling: Telling = Telling.THREADS,
 ) -> Trace:
     """The trace of a model that says what the demonstration says, as ``change`` alters it.
 
@@ -47,7 +48,7 @@ def run(
     """
     found = search(posed, config, random.Random(0))
     script: dict[str, str] = {}
-    for sequence in NARRATORS[text](posed, found, Telling.THREADS).sequences:
+    for sequence in NARRATORS[text](posed, found, telling).sequences:
         before = ""
         for segment in sequence:
             piece = "".join(segment.pieces)
@@ -61,7 +62,7 @@ def run(
 
     codec = ByteCodec(special_words(text))
     engine = ScriptedEngine(reply, codec, 100_000)
-    runtime = Runtime(engine, codec, dialect_of(text, Telling.THREADS), Sampling(100_000))
+    runtime = Runtime(engine, codec, dialect_of(text, telling), Sampling(100_000))
     task = Countdown(text)
     trace = asyncio.run(runtime.run(task.prompt(posed)))
     answer = task.answer(trace.root.join)
@@ -172,6 +173,30 @@ def test_products_on_both_sides() -> None:
     assert first.causes == {Cause.BEYOND: 1}
     # Ten pairs have six verdicts each, five differences three; one is a hit, the second of three.
     assert found.verdicts.num - first.verdicts.num == 10 * 6 + 5 * 3 - 1
+
+
+@pytest.mark.parametrize("text", [Text.COMPACT, Text.WHOLE])
+@pytest.mark.parametrize("posed", [BEYOND, Problem((93, 62, 52, 32), 56)])
+def test_products_that_one_thread_compares(text: Text, posed: Problem) -> None:
+    def told(change: Change = kept) -> Diagnosis:
+        trace = run(change, BALANCED, text, posed, Telling.SERIAL)
+        return diagnosed(trace, text=text, bounds=BALANCED.bounds)
+
+    threads = diagnosed(run(kept, BALANCED, text, posed), text=text, bounds=BALANCED.bounds)
+    assert not told().verdicts.num_wrong
+    # Threads compare all, where one stops at the first hit.
+    assert threads.verdicts.num >= told().verdicts.num > 10
+    if posed == BEYOND:
+        wrong = told(lambda _, text: text.replace(" 320 + 55 = 375 !", " 320 + 55 = 375 x"))
+        assert wrong.verdicts.num_wrong == 1
+
+
+def test_samples_put_together_are_not_explained() -> None:
+    sample = run()
+    root = replace(sample.root, calls=(), spawns=((1,),))
+    child = replace(sample.root, index=1, parent=0)
+    with pytest.raises(DataError, match="'best_of_n' puts samples together"):
+        diagnosed(replace(sample, method="best_of_n", threads=(root, child)))
 
 
 @pytest.mark.parametrize(

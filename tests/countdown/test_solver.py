@@ -57,6 +57,7 @@ def visits(found: Search) -> Iterator[Visit]:
         {"max_value": -1},
         {"balances": True},
         {"max_final": -1},
+        {"max_value": 50, "max_final": 100},
         {"spawn_size": 1},
     ],
 )
@@ -184,6 +185,20 @@ def test_or_as_if_it_had_gone_unheard() -> None:
         assert found.visits[:1] == run(posed, replace(BALANCED, balances=False)).visits
         path = next((b.path for b in found.visits[1].balances if b.path), None)
         assert (found.goal and found.goal.path) == path
+
+
+def test_what_a_root_found_by_itself_is_never_unheard() -> None:
+    for settings in ({"spawn_size": 5}, {"promising": 0.5}):
+        config = replace(BALANCED, **settings)
+        plain = replace(config, balances=False)
+        for posed in FOUR:
+            found = search(posed, config, random.Random(1), unheard=True)
+            before = search(posed, plain, random.Random(1))
+            by_children = before.visits[-1].mode is Mode.SPAWN
+            if before.goal is not None and not by_children:
+                assert found == before
+            else:
+                assert found.visits[-1].mode is Mode.BALANCE
 
 
 def test_only_three_or_four_numbers_are_balanced() -> None:
