@@ -87,7 +87,7 @@ def _value(text: str) -> Any:
     """As TOML reads it; what it cannot read is text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 

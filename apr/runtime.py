@@ -350,10 +350,13 @@ class _Run:
             parent.notes.append(f"Refused {refused} of {len(messages)} children: {reason}")
         children = self.open_children(parent, messages[:admitted])
         parent.spawns.append([c.path for c in children])
-        joins = await self.live_all(children, call)
+        try:
+            joins = await self.live_all(children, call)
+        finally:  # Where it is cancelled, too: those who go on have what is left.
+            for child in children:
+                parent.purse.put_back(child.purse)
         for child in children:
             self.close(child.path, End.CANCELLED)
-            parent.purse.put_back(child.purse)
         return joins + [Malformed(reason)] * refused
 
     def admission(self, parent: _Thread, asked: int) -> tuple[int, str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from math import isnan
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -27,7 +28,7 @@ from apr.eval.metrics import Summary
 from apr.interfaces import Codec, Join
 from apr.runtime import Observer, Path
 from apr.trace import End, Thread, Trace, num_sampled
-from apr.viewer import plain
+from apr.viewer import flat, plain
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _FRAMES_PER_SECOND = 10
@@ -105,21 +106,40 @@ def tree(trace: Trace, fold: bool = False) -> Tree:
     """A trace, one line for each thread; with ``fold``, those of the root's children that succeeded
     and a count of the others.
     """
-    return _grow(_branch(trace, trace.root), None, fold)
+    return _grow(_branches(trace)[0], None, fold)
 
 
 def story(trace: Trace, codec: Codec) -> Tree:
     """A trace with all that its threads wrote, and children where they were spawned."""
-    root = _node(None, _branch(trace, trace.root), codec)
-    _tell(root, trace, trace.root, codec)
+    branches = _branches(trace)
+    root = _node(None, branches[0], codec)
+    todo = [(root, trace.root)]
+    while todo:
+        node, thread = todo.pop()
+        for call, spawn in zip_longest(thread.calls, thread.spawns, fillvalue=None):
+            if call is not None:
+                node.add(Text(_written(codec.decode(call.ids), len(spawn or ())), "dim"))
+            width = _widest(branches[c].message for c in spawn or ())
+            todo += [
+                (_node(node, branches[c], codec, width), trace.threads[c]) for c in spawn or ()
+            ]
     return root
 
 
-def _branch(trace: Trace, thread: Thread) -> _Branch:
+def _branches(trace: Trace) -> dict[int, _Branch]:
+    """Of each thread, with all below it."""
+    found: dict[int, _Branch] = {}
+    for thread in reversed(trace.threads):  # A child stands behind its parent.
+        children = [found[c] for spawn in thread.spawns for c in spawn]
+        found[thread.index] = _branch(thread, children)
+    return found
+
+
+def _branch(thread: Thread, children: list[_Branch]) -> _Branch:
     return _Branch(
         message=thread.message,
         num_tokens=num_sampled(thread),
-        children=[_branch(trace, trace.threads[c]) for spawn in thread.spawns for c in spawn],
+        children=children,
         end=thread.end,
         join=thread.join,
         success=thread.success,
@@ -132,20 +152,17 @@ def _grow(branch: _Branch, codec: Codec | None, fold: bool = False) -> Tree:
     succeeded.
     """
     root = _node(None, branch, codec)
-    _grow_children(root, branch, codec, fold)
+    todo = [(root, branch)]
+    while todo:
+        node, branch = todo.pop()
+        children = list(branch.children)
+        width = _widest(child.message for child in children)
+        shown = [c for c in children if c.end is None or c.success] if fold else children
+        below = [(_node(node, child, codec, width), child) for child in shown]
+        todo += [(n, child) for n, child in below if not fold or child.end is None]
+        if len(shown) < len(children):
+            node.add(Text(f"{len(children) - len(shown)} more ended", "dim"))
     return root
-
-
-def _grow_children(node: Tree, branch: _Branch, codec: Codec | None, fold: bool) -> None:
-    children = list(branch.children)
-    width = _widest(child.message for child in children)
-    shown = [c for c in children if c.end is None or c.success] if fold else children
-    for child in shown:
-        below = _node(node, child, codec, width)
-        if not fold or child.end is None:
-            _grow_children(below, child, codec, fold)
-    if len(shown) < len(children):
-        node.add(Text(f"{len(children) - len(shown)} more ended", "dim"))
 
 
 def _node(above: Tree | None, branch: _Branch, codec: Codec | None, width: int = 0) -> Tree:
@@ -154,21 +171,16 @@ def _node(above: Tree | None, branch: _Branch, codec: Codec | None, width: int =
     return Tree(line, guide_style="dim") if above is None else above.add(line)
 
 
-def _tell(node: Tree, trace: Trace, thread: Thread, codec: Codec) -> None:
-    for call, spawn in zip_longest(thread.calls, thread.spawns):
-        if call is not None:
-            node.add(Text(_written(codec.decode(call.ids), len(spawn or ())), "dim"))
-        children = [trace.threads[c] for c in spawn or ()]
-        width = _widest(child.message for child in children)
-        for child in children:
-            _tell(_node(node, _branch(trace, child), codec, width), trace, child, codec)
-
-
 def _written(text: str, num_children: int) -> str:
     """``text`` without the messages of its spawn: the children stand below with them."""
     before, spawn, _ = text.partition("<spawn>")
     told = f"{before} {spawn} {num_children}" if spawn and num_children else text
-    return told.strip()
+    return "\n".join(map(_visible, told.strip().split("\n")))
+
+
+def _visible(line: str) -> str:
+    """``line`` without what a terminal obeys."""
+    return "".join(c if c.isprintable() or c == "\t" else " " for c in line)
 
 
 @dataclass(frozen=True)
@@ -215,15 +227,15 @@ class _Line:
 
     def _outcome(self) -> str:
         if self.branch.end is End.JOINED:
-            return _flat(self.branch.join) or "nothing"
-        return ": ".join(filter(None, [str(self.branch.end), self.branch.note]))
+            return flat(self.branch.join) or "nothing"
+        return ": ".join(filter(None, [str(self.branch.end), flat(self.branch.note)]))
 
     def _tail(self, room: int) -> str:
         """The end of what is being written, in ``room`` columns."""
         if self.codec is None or not room:
             return ""
         # A token is a column at least, so none further back can be in sight.
-        tail = _flat(self.codec.decode(self.branch.ids[-room:]))[-room:]
+        tail = flat(self.codec.decode(self.branch.ids[-room:]))[-room:]
         while cell_len(tail) > room:
             tail = tail[1:]
         return tail
@@ -233,22 +245,17 @@ def _widest(messages: Iterable[str]) -> int:
     return max((cell_len(plain(m)) for m in messages), default=0)
 
 
-def _flat(text: str) -> str:
-    """``text`` on one line."""
-    return " ".join(text.split())
-
-
 def verdict(trace: Trace, answer: str | None) -> Text:
     """What a run came to and what it cost; ``answer`` as it is to be shown."""
     if trace.error is not None:
-        outcome = Text(f"! {trace.error}", "bold red")
+        outcome = Text(f"! {flat(trace.error)}", "bold red")
     elif trace.grade is None:
-        outcome = Text(f"  {_flat(answer or '') or 'no answer'}, not graded")
+        outcome = Text(f"  {flat(answer or '') or 'no answer'}, not graded")
     elif trace.grade.correct:
-        outcome = Text(f"✓ {_flat(answer or '')}", "bold green")
+        outcome = Text(f"✓ {flat(answer or '')}", "bold green")
     else:
-        claim = f"{_flat(answer)}: " if answer else ""
-        outcome = Text(f"✗ {claim}{trace.grade.reason}", "bold yellow")
+        claim = f"{flat(answer)}: " if answer else ""
+        outcome = Text(f"✗ {claim}{flat(trace.grade.reason)}", "bold yellow")
     num_threads = len(trace.threads)
     cost = (
         f"{trace.total_tokens:,} tokens, {trace.sequential_tokens:,} in sequence; "
@@ -268,7 +275,9 @@ class Row(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         head = {"model": self.model, "method": self.method, "context": self.context}
-        return {**head, **self.summary._asdict()}
+        # JSON has no word for what is no number.
+        figures = self.summary._asdict().items()
+        return head | {k: None if isinstance(v, float) and isnan(v) else v for k, v in figures}
 
 
 def scores(rows: Sequence[Row]) -> Table:
@@ -282,7 +291,7 @@ def scores(rows: Sequence[Row]) -> Table:
             model,
             method,
             str(s.num_problems - s.num_failed),
-            f"{s.accuracy:.1%} {100 * s.interval.low:.1f}-{100 * s.interval.high:.1f}",
+            _share(s),
             _mean(s.total_tokens),
             _mean(s.sequential_tokens),
             _mean(s.num_children),
@@ -291,6 +300,12 @@ def scores(rows: Sequence[Row]) -> Table:
     if num_failed := sum(row.summary.num_failed for row in rows):
         table.caption = f"{num_failed} runs that the engine failed are left out"
     return table
+
+
+def _share(s: Summary) -> str:
+    if isnan(s.accuracy):
+        return "not graded"
+    return f"{s.accuracy:.1%} {100 * s.interval.low:.1f}-{100 * s.interval.high:.1f}"
 
 
 def columns(rows: Mapping[str, Mapping[str, str]]) -> Table:

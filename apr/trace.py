@@ -128,14 +128,20 @@ class Trace:
 
         A cancelled child does not count: its parent went on without it.
         """
-        return self._sequential(self.root)
+        return self.sequential_of[0]
 
-    def _sequential(self, thread: Thread) -> int:
-        waited = 0
-        for children in thread.spawns:
-            alive = [self.threads[c] for c in children if self.threads[c].end is not End.CANCELLED]
-            waited += max((self._sequential(c) for c in alive), default=0)
-        return num_sampled(thread) + waited
+    @cached_property
+    def sequential_of(self) -> list[int]:
+        """The same of each thread and all below it."""
+        found = [0] * len(self.threads)
+        for thread in reversed(self.threads):  # A child stands behind its parent.
+            waited = (max((found[c] for c in self.alive(g)), default=0) for g in thread.spawns)
+            found[thread.index] = num_sampled(thread) + sum(waited)
+        return found
+
+    def alive(self, children: Iterable[int]) -> list[int]:
+        """Those that their parent waited for: a cancelled child it went on without."""
+        return [c for c in children if self.threads[c].end is not End.CANCELLED]
 
     @cached_property
     def longest_context(self) -> int:
@@ -148,20 +154,24 @@ class Trace:
     @cached_property
     def peak_width(self) -> int:
         """Most threads that can decode at once, by the shape of the tree."""
-        return self._width(self.root)
-
-    def _width(self, thread: Thread) -> int:
-        widths = [sum(self._width(self.threads[c]) for c in group) for group in thread.spawns]
-        return max([1, *widths])
+        found = [1] * len(self.threads)
+        for thread in reversed(self.threads):
+            widths = [sum(found[c] for c in group) for group in thread.spawns]
+            found[thread.index] = max([1, *widths])
+        return found[0]
 
     @cached_property
     def depth(self) -> int:
         """Levels of threads below the root."""
-        return max(self.depth_of(t) for t in self.threads)
+        return max(self.depths)
 
-    def depth_of(self, thread: Thread) -> int:
-        """Levels above ``thread``; the root has 0."""
-        return 0 if thread.parent is None else 1 + self.depth_of(self.threads[thread.parent])
+    @cached_property
+    def depths(self) -> list[int]:
+        """Levels above each thread; the root has 0."""
+        found: list[int] = []
+        for thread in self.threads:
+            found.append(0 if thread.parent is None else 1 + found[thread.parent])
+        return found
 
     @property
     def wall_clock(self) -> float:
@@ -237,9 +247,17 @@ def write_traces(path: Path, traces: Iterable[Trace]) -> None:
     Raises:
         StorageError: the disk is full, or the path may not be written.
     """
-    with new_file(path) as tmp, tmp.open("w", encoding="utf-8") as f:
-        for trace in traces:
-            f.write(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")
+    with new_file(path) as tmp, tmp.open("wb") as f:
+        f.writelines(map(line_of, traces))
+
+
+def line_of(trace: Trace) -> bytes:
+    """``trace`` as a line of JSON in UTF-8."""
+    record = trace.to_json()
+    try:
+        return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # Half a character, which a server may have told: in escapes.
+        return (json.dumps(record) + "\n").encode()
 
 
 def read_traces(path: Path) -> Iterator[Trace]:

@@ -201,6 +201,34 @@ def test_what_had_ended_is_kept_when_the_rest_is_cut_off(
     assert "3 traces that had ended are in t.ended.jsonl" in ran.err
     assert len(list(read_traces(Path("t.ended.jsonl")))) == 3
     assert not Path("t.jsonl").exists()
+    asked = 2
+    assert run("eval", "--count", 6, "--concurrency", 1, "--out", "t.jsonl").code == 2
+    assert len(list(read_traces(Path("t.ended.jsonl")))) == 3, "what was saved before stays"
+    assert Path("t.ended-2.jsonl").exists()
+
+
+def test_runs_that_failed_are_told_of(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reply(prompt: str) -> str | Reply:
+        return Reply("", error=EngineError("it went away")) if " 3" in prompt else "<join></join>"
+
+    scripted(monkeypatch, reply)
+    ran = run("eval", "--count", 12, "--out", "t.jsonl")
+    failed = [t for t in read_traces(Path("t.jsonl")) if t.error is not None]
+    assert 0 < len(failed) < 12
+    assert (ran.code, ran.out.count("left out")) == (0, 1)
+    assert f"note: {len(failed)} of 12 runs failed: EngineError: it went away" in ran.err
+
+
+def test_traces_that_nobody_graded(here: Path, run: Run) -> None:
+    assert run("eval", "--count", 2, "--out", "t.jsonl").code == 0
+    traces = [replace(t, grade=None, meta={"model": None}) for t in read_traces(Path("t.jsonl"))]
+    write_traces(Path("t.jsonl"), traces)
+    table = run("table", "t.jsonl").out
+    assert "not graded" in table
+    assert "left out" not in table
+    assert run("trace", "t.jsonl").code == 0
 
 
 def test_sft_says_what_it_made(here: Path, run: Run) -> None:
@@ -710,7 +738,7 @@ def test_a_disk_that_fills_up_in_training(here: Path, run: Run) -> None:
         ran = run("sft", "tiny", "--out", "new", "--workers", "1")
     assert_bad_input(ran._replace(out=""), "cannot write new")
     assert not Path("new/checkpoint").exists()
-    assert not list(Path("new").rglob("*.tmp"))
+    assert not list(Path("new").rglob("*.apr-*"))
     assert run("sft", "tiny", "--out", "new", "--workers", "1").code == 0
 
 

@@ -189,6 +189,12 @@ def test_samples_are_kept_and_the_commands_of_their_votes_run(here: Path, run: R
         assert json.loads(ran.out)["total_tokens"] == pytest.approx(sum(totals) / 6)
 
 
+def test_a_seed_of_one_entry_is_refused(here: Path) -> None:
+    (first, *_) = grid().entries
+    with pytest.raises(ConfigError, match=r"set seeds of the grid, not how\.seed"):
+        replace(first, how=replace(first.how, seed=7))
+
+
 def test_names_with_spaces_are_quoted_in_every_command(here: Path) -> None:
     path = Path("grid.toml")
     path.write_text(path.read_text().replace('"tiny"', '"tiny + RL"'))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from apr.errors import StorageError
-from apr.files import finish_replacement, new_directory, new_file
+from apr.files import check_writable, finish_replacement, new_directory, new_file
 from tests.conftest import DiskLimit
 
 
@@ -84,7 +84,7 @@ def test_a_replacement_that_fails_half_way_puts_the_old_folder_back(
     move = os.replace
 
     def move_all_but_the_new(source: Path, target: Path) -> None:
-        if source.name.endswith(".tmp"):
+        if source.name.endswith(".apr-new"):
             raise PermissionError("no")
         move(source, target)
 
@@ -96,13 +96,13 @@ def test_a_replacement_that_fails_half_way_puts_the_old_folder_back(
 
 
 def test_a_kill_between_the_two_moves_is_made_good(tmp_path: Path) -> None:
-    directory, old = tmp_path / "folder", tmp_path / "folder.old"
+    directory, old = tmp_path / "folder", tmp_path / ".folder.apr-old"
     old.mkdir()
     finish_replacement(directory)
     assert names(tmp_path) == ["folder"]
     old.mkdir()
     finish_replacement(directory)  # Both are there: the new one is whole, and stays.
-    assert names(tmp_path) == ["folder", "folder.old"]
+    assert names(tmp_path) == [".folder.apr-old", "folder"]
 
 
 @pytest.mark.parametrize("write", [new_file, new_directory])
@@ -112,3 +112,50 @@ def test_a_path_without_a_name_is_one_sentence(write: Callable[..., Any]) -> Non
         write(Path()),
     ):
         pass
+
+
+def test_nobody_elses_file_is_touched(tmp_path: Path) -> None:
+    mine = [tmp_path / f"made.{ending}" for ending in ("old", "tmp", "new", "bak")]
+    for n, path in enumerate(mine):
+        if n % 2:
+            path.write_text("mine")
+        else:
+            path.mkdir()
+            (path / "mine").touch()
+    for _ in range(2):
+        with new_directory(tmp_path / "made") as tmp:
+            (tmp / "theirs").touch()
+        with new_file(tmp_path / "file") as tmp:
+            tmp.touch()
+    assert names(tmp_path) == sorted(["file", "made", *(p.name for p in mine)])
+    assert all(path.is_file() or names(path) == ["mine"] for path in mine)
+
+
+def test_what_a_link_leads_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    for link in (file, folder):
+        link.symlink_to(tmp_path / "there" / link.name)
+    for text in ("first", "second"):
+        with new_file(file) as tmp:
+            tmp.write_text(text)
+        with new_directory(folder) as tmp:
+            (tmp / text).touch()
+    assert file.is_symlink()
+    assert folder.is_symlink()
+    assert (tmp_path / "there" / "file").read_text() == "second"
+    assert names(tmp_path / "there" / "folder") == ["second"]
+    assert names(tmp_path / "there") == ["file", "folder"]
+
+
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path(os.devnull)):
+        with pytest.raises(StorageError, match="a device or a pipe is there"):
+            check_writable(path)
+        with pytest.raises(StorageError), new_file(path) as tmp:
+            tmp.touch()
+    assert pipe.is_fifo()
+    assert Path(os.devnull).is_char_device()
+    assert names(tmp_path) == ["pipe"]

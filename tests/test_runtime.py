@@ -424,6 +424,24 @@ def test_without_the_option_or_without_success_all_children_end_by_themselves() 
     assert set(ends(run(failing, first_success=True))) == {End.JOINED}
 
 
+def test_what_the_cancelled_had_left_is_there_for_those_who_go_on() -> None:
+    """Of 1,500 tokens a root that spawned once more has nearly all left, whoever was cancelled."""
+    wide = spawn(*["slow"] * 8)
+    answer = "z" * 1_300 + "<join>c</join>"
+    script = {
+        "go": spawn("quick", "deep"),
+        child("quick"): Reply("<join>c</join>", delay=1.0),
+        child("deep"): wide,
+        child("slow"): Reply("<join></join>", delay=5.0),
+        "go" + spawn("quick", "deep") + joined("c", ""): answer,
+    }
+    limits = Limits(total_tokens=1_500, threads=12)
+    trace = run(script, sampling=Sampling(2_000), first_success=True, limits=limits)
+    assert trace.root.end is End.JOINED
+    assert {t.end for t in trace.threads[2:]} == {End.CANCELLED}
+    assert trace.num_children == 10
+
+
 def test_cancelling_a_run_cancels_its_engine_calls() -> None:
     runtime, engine = make(RACE)
     ended: list[tuple[Path, End]] = []

@@ -20,6 +20,7 @@ from apr.runtime import Limits, Observer, Runtime
 from apr.testing import ByteCodec, Reply, ScriptedEngine
 from apr.trace import End, Trace, coordinated
 from apr.types import Grade, Sampling
+from apr.viewer import page
 
 CODEC = ByteCodec()
 NESTED = {
@@ -290,3 +291,45 @@ def test_wrong_steps_fit_a_narrow_terminal() -> None:
     shares = "12345 100.0% 100.00% 100.00% 100.00% 100.00%  100.00% 100.00%"
     assert [line.endswith(shares) for line in lines[3:]] == [True, True, False]
     assert folded(lines[4:], 0, lines[3].index("12345")) == "4 numbers, largest76 to 100"
+
+
+def test_what_a_model_writes_is_drawn_and_not_obeyed() -> None:
+    trick = "\x1b[2J\x1b]0;owned\x07 \x9b31m red\u202e \ud83d"
+    trace = run({"<thread>root</thread>": "written<join>told</join>"})
+    root = replace(trace.root, join=trick, notes=(trick,), message=trick)
+    ends = [replace(trace, threads=(replace(root, end=end),)) for end in End]
+    for bad in ends:
+        drawn = [terminal.tree(bad), terminal.story(bad, _Trick(trick))]
+        reason = replace(bad, error=None, grade=Grade(False, trick))
+        drawn += [
+            terminal.verdict(replace(bad, error=trick), None),
+            terminal.verdict(reason, trick),
+        ]
+        for one in drawn:
+            text = "\n".join(draw(one, width=200))
+            assert "owned" in text
+            assert all(c.isprintable() for c in text.replace("\n", ""))
+
+
+class _Trick(ByteCodec):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.text
+
+
+def test_a_deep_tree_can_be_drawn() -> None:
+    trace = run({"<thread>root</thread>": "written<join>told</join>"})
+    depth = 1_500
+    threads = [
+        replace(trace.root, index=i, parent=i - 1 if i else None, spawns=((i + 1,),))
+        for i in range(depth)
+    ]
+    last = replace(trace.root, index=depth, parent=depth - 1)
+    deep = replace(trace, threads=(*threads, last))
+    assert terminal.tree(deep)
+    assert terminal.story(deep, CODEC)
+    drawn = page(deep, CODEC.decode)
+    assert drawn.count("<details") == drawn.count("</details>") == depth + 1

@@ -74,7 +74,7 @@ def test_costs_are_read_off_the_tree() -> None:
     # Both grandchildren beside the child that was cut short.
     assert TREE.peak_width == 3
     assert TREE.depth == 2
-    assert [TREE.depth_of(t) for t in TREE.threads] == [0, 1, 2, 2, 1, 1]
+    assert TREE.depths == [0, 1, 2, 2, 1, 1]
     assert TREE.wall_clock == 9.5
 
 
@@ -245,3 +245,25 @@ def test_a_full_disk_leaves_the_traces_of_before(tmp_path: Path, disk_limit: Dis
         write_traces(path, [TREE, TREE])
     assert list(read_traces(path)) == [TREE]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_a_character_costs_no_trace(tmp_path: Path) -> None:
+    broken = replace(TREE, error="cannot decode \ud83d", grade=None)
+    write_traces(tmp_path / "t.jsonl", [TREE, broken])
+    assert list(read_traces(tmp_path / "t.jsonl")) == [TREE, broken]
+    (tmp_path / "t.jsonl").read_text(encoding="utf-8")
+
+
+def test_threads_may_nest_as_deep_as_they_like(tmp_path: Path) -> None:
+    depth = 5_000
+    threads = [
+        replace(TREE.root, index=i, parent=i - 1 if i else None, spawns=((i + 1,),))
+        for i in range(depth)
+    ]
+    last = replace(TREE.root, index=depth, parent=depth - 1, spawns=())
+    deep = replace(TREE, threads=(*threads, last))
+    each = sum(len(c.ids) for c in TREE.root.calls)
+    assert deep.sequential_tokens == deep.total_tokens == each * (depth + 1)
+    assert (deep.depth, deep.peak_width) == (depth, 1)
+    write_traces(tmp_path / "t.jsonl", [deep])
+    assert next(read_traces(tmp_path / "t.jsonl")) == deep

@@ -65,6 +65,10 @@ class GridEntry:
     count: int | None = None
     """Problems; by default the grid's."""
 
+    def __post_init__(self) -> None:
+        if self.how.seed is not None:
+            raise ConfigError("a grid seeds its cells: set seeds of the grid, not how.seed")
+
 
 @dataclass(frozen=True, slots=True)
 class GridRecipe:

@@ -13,7 +13,7 @@ import typer
 import apr
 from apr import terminal
 from apr.cli.flags import Json, output
-from apr.cli.shown import answer_of, console_of, draw, no_trace, note, row_of
+from apr.cli.shown import answer_of, console_of, draw, model_of, no_trace, note, row_of
 from apr.countdown.answer import read_answers
 from apr.countdown.grade import grade as grade_answer
 from apr.errors import CheckpointError, ConfigError, DataError
@@ -120,7 +120,7 @@ def explain(
     traces = list(read_traces(file))
     if not traces:
         raise no_trace(file)
-    found = api.explain(traces, model or Path(traces[0].meta.get("model", apr.DEMO)))
+    found = api.explain(traces, model or model_of(traces[0]) or apr.DEMO)
     if as_json:
         typer.echo(json.dumps({kind: one.to_json() for kind, one in found.items()}))
         return
@@ -172,7 +172,7 @@ def _codec(trace: Trace, model: Path | None) -> Codec | None:
                 f"the trace was not written with the tokenizer in {model}: name its own model"
             )
         return codec
-    for place in (Path(trace.meta.get("model", apr.DEMO)), apr.DEMO):
+    for place in (model_of(trace) or apr.DEMO, apr.DEMO):
         if (place / "tokenizer.json").is_file():
             codec = HFCodec.load(place)
             if codec.fingerprint == wanted:

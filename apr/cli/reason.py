@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import shlex
 import sys
@@ -215,13 +216,24 @@ def _evaluate(
             traces = api.evaluate(model, posed, how, concurrency, count)
         except BaseException:
             if done:
-                ended = out.with_suffix(".ended.jsonl")
+                ended = _free(out)
                 write_traces(ended, done)
                 typer.echo(f"{len(done)} traces that had ended are in {ended}", err=True)
             raise
-    if traces and all(t.error is not None for t in traces):
-        raise EngineError(f"every run failed: {traces[0].error}")
+    errors = [t.error for t in traces if t.error is not None]
+    if errors and len(errors) == len(traces):
+        raise EngineError(f"every run failed: {errors[0]}")
+    if errors:
+        typer.echo(f"note: {len(errors)} of {len(traces)} runs failed: {errors[0]}", err=True)
     return traces
+
+
+def _free(out: Path) -> Path:
+    """A name beside ``out`` for what is not all of it; what was saved before stays."""
+    stem = out.name.removesuffix(".jsonl")
+    more = (f"{stem}.ended-{n}.jsonl" for n in itertools.count(2))
+    names = itertools.chain([f"{stem}.ended.jsonl"], more)
+    return next(path for name in names if not (path := out.with_name(name)).exists())
 
 
 def _evaluate_grid(path: Path, out: Path, overrides: list[str] | None, as_json: bool) -> None:

@@ -42,9 +42,16 @@ def solved(trace: Trace) -> bool:
 def row_of(file: Path, traces: list[Trace]) -> terminal.Row:
     if not traces:
         raise no_trace(file)
-    meta = traces[0].meta
-    model = name_of(Path(meta["model"])) if "model" in meta else file.stem
-    return terminal.Row(model, traces[0].method, meta.get("context"), summarize(traces))
+    first = traces[0]
+    model = model_of(first)
+    name = file.stem if model is None else name_of(model)
+    return terminal.Row(name, first.method, first.meta.get("context"), summarize(traces))
+
+
+def model_of(trace: Trace) -> Path | None:
+    """The checkpoint that ``trace`` was made with, where it says so."""
+    stated = trace.meta.get("model")
+    return Path(stated) if isinstance(stated, str) else None
 
 
 def no_trace(file: Path) -> DataError:

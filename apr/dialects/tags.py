@@ -30,8 +30,8 @@ TAGS = (
     "</joined>",
 )
 _TAG = re.compile("|".join(map(re.escape, TAGS)))
-_OPERATION = re.compile(r"<(spawn|join)>(.*?)</(spawn|join)>", re.DOTALL)
-_THREAD = re.compile(r"<thread>(.*?)</thread>", re.DOTALL)
+_OPENED = re.compile(r"<(spawn|join)>")
+_CLOSED = re.compile(r"</(spawn|join)>")
 
 
 class Tags:
@@ -49,13 +49,14 @@ class Tags:
 
     def read(self, prompt: str, sampled: str) -> Operation:
         """The first operation that was closed; what follows it came with the closing token."""
-        found = _OPERATION.search(sampled)
-        if found is None:
+        opened = _OPENED.search(sampled)
+        closed = _CLOSED.search(sampled, opened.end()) if opened else None
+        if opened is None or closed is None:
             return self._join(sampled)
-        opened, body, closed = found.groups()
-        if opened != closed:
-            return Malformed(f"A <{opened}> was closed by </{closed}>.")
-        return _spawn(body) if opened == "spawn" else self._join(body)
+        if opened[1] != closed[1]:
+            return Malformed(f"A {opened[0]} was closed by {closed[0]}.")
+        body = sampled[opened.end() : closed.start()]
+        return _spawn(body) if opened[1] == "spawn" else self._join(body)
 
     def resume(self, prompt: str, sampled: str, joins: Sequence[Join | Malformed]) -> Append:
         messages = [j.message if isinstance(j, Join) else "" for j in joins]
@@ -72,7 +73,7 @@ def threads(messages: Iterable[str]) -> str:
 
 def messages(text: str) -> list[str]:
     """Those of the threads in ``text``: the other end of ``threads``."""
-    return _THREAD.findall(text)
+    return _apart(text)[0]
 
 
 def stray_tag(message: str) -> Malformed | None:
@@ -82,9 +83,25 @@ def stray_tag(message: str) -> Malformed | None:
 
 
 def _spawn(body: str) -> Spawn | Malformed:
-    found = tuple(messages(body))
+    found, outside = _apart(body)
     if not found:
         return Malformed("A spawn holds no <thread>.")
-    if _THREAD.sub("", body).strip():
+    if outside.strip():
         return Malformed("A spawn holds text outside of its threads.")
-    return next(filter(None, map(stray_tag, found)), None) or Spawn(found)
+    return next(filter(None, map(stray_tag, found)), None) or Spawn(tuple(found))
+
+
+def _apart(text: str) -> tuple[list[str], str]:
+    """Messages of the threads in ``text``, and what is left of it.
+
+    In one pass, however many tags there are: a model that repeats one must not hold up the others.
+    """
+    found, outside = [], []
+    rest = text
+    at = 0
+    while (start := text.find("<thread>", at)) >= 0 and (end := text.find("</thread>", start)) >= 0:
+        outside.append(text[at:start])
+        found.append(text[start + len("<thread>") : end])
+        at = end + len("</thread>")
+    rest = text[at:]
+    return found, "".join([*outside, rest])

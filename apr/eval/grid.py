@@ -25,7 +25,7 @@ from apr.files import new_file, writing
 from apr.interfaces import Task
 from apr.methods import Method, P
 from apr.runtime import Observer
-from apr.trace import Trace, write_traces
+from apr.trace import Trace, line_of, write_traces
 
 FLUSH_EVERY = 16
 """Traces that a kill may lose at most."""
@@ -128,11 +128,11 @@ class _Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines: list[str] = []
+        self.lines: list[bytes] = []
         self.flushed = time.monotonic()
 
     def append(self, trace: Trace) -> None:
-        self.lines.append(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")
+        self.lines.append(line_of(trace))
         if len(self.lines) >= FLUSH_EVERY or time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.close()
 
@@ -145,8 +145,8 @@ class _Journal:
         lines, self.lines, self.flushed = self.lines, [], time.monotonic()
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
-            with writing(self.path), self.path.open("a", encoding="utf-8") as f:
-                f.write("".join(lines))
+            with writing(self.path), self.path.open("ab") as f:
+                f.writelines(lines)
         except StorageError:
             with suppress(OSError):
                 os.truncate(self.path, size)

@@ -19,7 +19,7 @@ class Interval(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Means are over the traces that have a grade."""
+    """Accuracy is of the traces that have a grade, means are over all that the world let end."""
 
     num_problems: int
     num_failed: int  # runs that the world cut short; they have no grade and count for nothing
@@ -37,7 +37,8 @@ class Summary(NamedTuple):
 
 def summarize(traces: Sequence[Trace]) -> Summary:
     """The figures of one method on one set of problems."""
-    graded = [t for t in traces if t.grade is not None]
+    ended = [t for t in traces if t.error is None]
+    graded = [t for t in ended if t.grade is not None]
     correct = sum(t.grade.correct for t in graded if t.grade is not None)
 
     def mean(values: list[float]) -> float:
@@ -45,17 +46,17 @@ def summarize(traces: Sequence[Trace]) -> Summary:
 
     return Summary(
         num_problems=len(traces),
-        num_failed=len(traces) - len(graded),
+        num_failed=len(traces) - len(ended),
         num_correct=correct,
         accuracy=correct / len(graded) if graded else math.nan,
         interval=wilson(correct, len(graded)),
-        total_tokens=mean([t.total_tokens for t in graded]),
-        sequential_tokens=mean([t.sequential_tokens for t in graded]),
-        longest_context=mean([t.longest_context for t in graded]),
-        num_children=mean([t.num_children for t in graded]),
-        peak_width=mean([t.peak_width for t in graded]),
-        parallelism=mean([parallelism(t) for t in graded]),
-        seconds=mean([t.wall_clock for t in graded]),
+        total_tokens=mean([t.total_tokens for t in ended]),
+        sequential_tokens=mean([t.sequential_tokens for t in ended]),
+        longest_context=mean([t.longest_context for t in ended]),
+        num_children=mean([t.num_children for t in ended]),
+        peak_width=mean([t.peak_width for t in ended]),
+        parallelism=mean([parallelism(t) for t in ended]),
+        seconds=mean([t.wall_clock for t in ended]),
     )
 
 

@@ -123,7 +123,7 @@ def update_weights(engine: RemoteEngine | Replicas | OpenVINOEngine, checkpoint:
 
 
 def _connect(address: Address, codec: Codec | None, config: RemoteConfig) -> RemoteEngine:
-    http = Http(address.server, address.url, config, os.environ.get(KEY))
+    http = Http(address.server, address.url, config, os.environ.get(KEY, "").strip())
     api, about = _READERS[address.server](http, address, codec)
     if address.context is not None and address.context > api.context:
         raise ConfigError(f"{http.name} has a context of {api.context}, not {address.context}")

@@ -197,10 +197,9 @@ class Http:
             async with client.stream("POST", path, json=body) as response:
                 if response.status_code != 200:
                     await self._turned_away(response)
-                self._failed_at = -1e9
                 async with aclosing(self._pieces(response)) as pieces:
                     async for piece in pieces:
-                        heard = True
+                        heard, self._failed_at = True, -1e9
                         if hear(piece):
                             return
         except httpx.DecodingError as e:
@@ -247,7 +246,7 @@ class Http:
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
             yield self._parsed((await response.aread()).decode(errors="replace"))
             return
-        async with aclosing(event_data(response.aiter_lines())) as data:
+        async with aclosing(event_data(response.aiter_bytes())) as data:
             async for text in data:
                 yield self._parsed(text)
 

@@ -187,13 +187,13 @@ def read_endpoint(
     """
     served = _served(http, "/models", model)
     context = context or served.get("max_model_len")
-    if context is None:
+    if not isinstance(context, int):
         raise ConfigError(f"{http.name} does not tell its context: add ?context=N to its address")
     can = _try(http, served["id"], codec, in_text)
     if not can.tells_ids and codec is None:
         raise ConfigError(f"{http.name} tells text and no ids: give the engine a codec")
     about = {"model": served["id"], "server": "openai", "tells_ids": can.tells_ids}
-    return Completions(served["id"], int(context), "/completions", can, codec), about
+    return Completions(served["id"], context, "/completions", can, codec), about
 
 
 def _served(http: Http, path: str, model: str | None) -> Json:
@@ -233,7 +233,7 @@ def _try(http: Http, model: str, codec: Codec | None, in_text: bool) -> Abilitie
             )
         except InputError as e:
             refusals.append(e)
-        except (LookupError, TypeError, ValueError) as e:
+        except (LookupError, TypeError, ValueError, AttributeError) as e:
             raise http.misread(f"/completions has no {e}") from e
     raise refusals[-1]
 

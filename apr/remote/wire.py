@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+# No others, such as U+2028, which JSON may hold; of a piece's last byte it is not known yet.
+_LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 
-async def event_data(lines: AsyncIterator[str]) -> AsyncGenerator[str, None]:
+
+async def event_data(pieces: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
     """The data of server-sent events, one line each. Read to the end, or the connection is lost."""
-    async for line in lines:
-        kind, _, data = line.partition(":")
-        if kind in ("data", "error") and data.strip() != "[DONE]":
-            yield data.strip() if kind == "data" else json.dumps({"error": data.strip()})
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = _LINE_END.split(rest + piece)
+        for line in lines:
+            if data := _data(line.decode(errors="replace")):
+                yield data
+    if data := _data(rest.decode(errors="replace")):
+        yield data
+
+
+def _data(line: str) -> str:
+    """What ``line`` brings; nothing, where it brings none."""
+    kind, _, data = line.partition(":")
+    if kind not in ("data", "error") or data.strip() == "[DONE]":
+        return ""
+    return data.strip() if kind == "data" else json.dumps({"error": data.strip()})
 
 
 def complaint(text: str) -> str:

@@ -61,7 +61,7 @@ def page(
         f"<h1>{escape(title)}</h1>\n<p>{escape(_outcome(trace, answer))}</p>\n"
         f'<p class="muted">{_cost(trace)}</p>\n<div class="wide">{svg(trace, links=True)}</div>\n'
         f'<p class="muted">{_HOW if decode else _UNREAD}</p>\n'
-        f"{_thread(trace, trace.root, decode)}\n</body>\n</html>\n"
+        f"{_threads(trace, decode)}\n</body>\n</html>\n"
     )
 
 
@@ -97,11 +97,16 @@ def _cost(trace: Trace) -> str:
     )
 
 
-def _thread(trace: Trace, thread: Thread, decode: Callable[[Sequence[int]], str] | None) -> str:
-    """A thread, and folded within it those that it spawned."""
-    children = "".join(
-        _thread(trace, trace.threads[child], decode) for spawn in thread.spawns for child in spawn
-    )
+def _threads(trace: Trace, decode: Callable[[Sequence[int]], str] | None) -> str:
+    """The root, and folded within each thread those that it spawned."""
+    drawn: dict[int, str] = {}
+    for thread in reversed(trace.threads):  # A child stands behind its parent.
+        children = "".join(drawn.pop(child) for spawn in thread.spawns for child in spawn)
+        drawn[thread.index] = _thread(thread, children, decode)
+    return drawn[0]
+
+
+def _thread(thread: Thread, children: str, decode: Callable[[Sequence[int]], str] | None) -> str:
     text = "".join(_text(piece, decode) for piece in pieces(thread)) if decode else ""
     notes = "".join(f'<p class="muted">{escape(note)}</p>' for note in thread.notes)
     opened = " open" if thread.parent is None else ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
-from apr.trace import End, Thread, Trace
+from apr.trace import Trace
 
 
 class Span(NamedTuple):
@@ -30,7 +30,17 @@ def place(trace: Trace) -> Placed:
     joined. The root ends at the sequential tokens of the trace.
     """
     placed = Placed([[] for _ in trace.threads], [0] * len(trace.threads))
-    _place(trace, trace.root, 0, placed)
+    starts = [0] * len(trace.threads)
+    for thread in trace.threads:  # A child stands behind its parent.
+        at = starts[thread.index]
+        for call, children in zip_longest(thread.calls, thread.spawns):
+            if call is not None:
+                placed.spans[thread.index].append(Span(at, at + len(call.ids)))
+                at += len(call.ids)
+            for child in children or ():
+                starts[child] = at
+            at += max((trace.sequential_of[c] for c in trace.alive(children or ())), default=0)
+        placed.ends[thread.index] = at
     return placed
 
 
@@ -41,26 +51,8 @@ def critical(trace: Trace, ends: Sequence[int]) -> set[int]:
         ends: of all threads, as ``place`` tells them.
     """
     found = {0}
-    # A child stands behind its parent.
     for thread in trace.threads:
         if thread.index in found:
             for children in thread.spawns:
-                found |= set(sorted(_alive(trace, children), key=lambda c: -ends[c])[:1])
+                found |= set(sorted(trace.alive(children), key=lambda c: -ends[c])[:1])
     return found
-
-
-def _place(trace: Trace, thread: Thread, at: int, placed: Placed) -> None:
-    """Note where ``thread``, which starts at ``at``, and those below it stand."""
-    for call, children in zip_longest(thread.calls, thread.spawns):
-        if call is not None:
-            placed.spans[thread.index].append(Span(at, at + len(call.ids)))
-            at += len(call.ids)
-        for child in children or ():
-            _place(trace, trace.threads[child], at, placed)
-        at = max((placed.ends[c] for c in _alive(trace, children or ())), default=at)
-    placed.ends[thread.index] = at
-
-
-def _alive(trace: Trace, children: tuple[int, ...]) -> list[int]:
-    """Those that their parent waited for: a cancelled child it went on without."""
-    return [c for c in children if trace.threads[c].end is not End.CANCELLED]

@@ -97,9 +97,14 @@ def kind(thread: Thread) -> str:
 
 def plain(message: str) -> str:
     """``message`` on one line; a root's is its whole prompt, which marks it as a thread."""
-    bare = message.replace("<thread>", " ").replace("</thread>", " ")
-    # XML holds no control characters, and a model may write any.
-    return " ".join("".join(c if c.isprintable() else " " for c in bare).split())
+    return flat(message.replace("<thread>", " ").replace("</thread>", " "))
+
+
+def flat(text: str) -> str:
+    """``text`` on one line, without what is no character: a model may write any, XML holds no
+    control characters, and a terminal obeys them.
+    """
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _frame(trace: Trace, end: int) -> _Frame:

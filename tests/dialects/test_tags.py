@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from apr.dialects.tags import TAGS, Tags
+from apr.dialects.tags import messages as messages_of
 from apr.interfaces import Join, Malformed, Spawn
 
 tags = Tags()
@@ -72,3 +75,31 @@ def test_a_parent_hears_every_child_in_order_and_a_failure_as_nothing() -> None:
         "<joined><thread>first</thread><thread></thread><thread></thread>"
         "<thread>last</thread></joined>"
     )
+
+
+OPERATION = re.compile(r"<(spawn|join)>(.*?)</(spawn|join)>", re.DOTALL)
+THREAD = re.compile(r"<thread>(.*?)</thread>", re.DOTALL)
+
+
+@given(hostile)
+def test_the_first_operation_that_was_closed_is_read(sampled: str) -> None:
+    found = OPERATION.search(sampled)
+    operation = tags.read("", sampled)
+    if found is None:
+        assert not isinstance(operation, Spawn)
+    elif found[1] != found[3]:
+        assert operation == Malformed(f"A <{found[1]}> was closed by </{found[3]}>.")
+    elif isinstance(operation, Spawn):
+        assert list(operation.messages) == THREAD.findall(found[2])
+    elif isinstance(operation, Join):
+        assert operation.message == found[2]
+    assert messages_of(sampled) == THREAD.findall(sampled)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("tag", TAGS)
+def test_a_tag_that_is_repeated_holds_nobody_up(tag: str) -> None:
+    """Each opening tag that looked for its end by itself would take hours here."""
+    many = 300_000 * tag
+    for text in (many, f"<spawn>{many}</spawn>", f"<join>{many}</join>", f"<spawn>{many}"):
+        assert not isinstance(tags.read("", text), Spawn)

@@ -60,7 +60,7 @@ def test_nothing_graded_has_no_accuracy() -> None:
     for traces in ([], [FAILED], [replace(WIDE, grade=None)]):
         summary = summarize(traces)
         assert math.isnan(summary.accuracy)
-        assert math.isnan(summary.total_tokens)
+        assert math.isnan(summary.total_tokens) == (not traces or traces == [FAILED])
         assert summary.interval == Interval(0.0, 1.0)
 
 
@@ -123,3 +123,10 @@ def test_pass_at_n_is_the_share_of_choices_that_hold_a_correct_sample() -> None:
 def test_pass_at_n_takes_that_many_samples(n: int) -> None:
     with pytest.raises(ConfigError, match=f"pass@{n} cannot be told from 4 samples"):
         pass_at_n(4, 2, n)
+
+
+def test_what_nobody_graded_has_costs_and_no_accuracy() -> None:
+    summary = summarize([replace(WIDE, grade=None), replace(NARROW, grade=None)])
+    assert (summary.num_problems, summary.num_failed, summary.num_correct) == (2, 0, 0)
+    assert math.isnan(summary.accuracy)
+    assert summary.total_tokens == (40 + 10) / 2

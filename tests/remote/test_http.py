@@ -148,6 +148,15 @@ def test_a_long_wait_is_not_the_end_of_an_outage(monkeypatch: pytest.MonkeyPatch
         assert http._may_try_again() is again, now
 
 
+def test_a_server_that_begins_and_never_says_anything_is_not_waited_for(start: Start) -> None:
+    server = start(FakeVLLM, says("12 + 3"))
+    engine = connect(server.address, codec, RemoteConfig(patience=0.5, seconds=60))
+    server.faults.extend([Fault(after=0)] * 1_000)
+    with pytest.raises(EngineError, match="does not answer"):
+        asyncio.run(ask(engine))
+    assert len(server.faults) > 900
+
+
 def test_a_server_that_comes_back_in_time_loses_nothing(start: Start) -> None:
     server = start(FakeVLLM, says("12 + 3"), delay=0.01)
     engine = engine_of(server, RemoteConfig(patience=20))
@@ -284,7 +293,7 @@ def test_a_key_is_sent_where_one_is_set(start: Start, monkeypatch: pytest.Monkey
     server = start(FakeVLLM, says("12 + 3"), key="s3cret")
     with pytest.raises(InputError, match="no key"):
         connect(server.address)
-    monkeypatch.setenv("APR_ENGINE_KEY", "s3cret")
+    monkeypatch.setenv("APR_ENGINE_KEY", "s3cret\r\n")  # As it comes out of many a file.
     assert asyncio.run(ask(engine_of(server))).ids == TEXT
 
 

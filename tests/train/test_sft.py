@@ -340,7 +340,7 @@ def _killed_in_a_save(run: Path) -> None:
     move = os.replace
 
     def move_or_die(source: Path, target: Path) -> None:
-        if source.name == "state.tmp" and (run / "state.old").exists():
+        if source.name == ".state.apr-new" and (run / ".state.apr-old").exists():
             os.kill(os.getpid(), signal.SIGKILL)
         move(source, target)
 

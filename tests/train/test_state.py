@@ -90,10 +90,10 @@ def test_a_damaged_state_is_refused(saved: Path, name: str) -> None:
 
 def test_a_save_cut_off_at_any_moment_leaves_a_whole_state(saved: Path) -> None:
     state = saved / "state"
-    (saved / "state.tmp").mkdir()
-    (saved / "state.tmp" / "tensors.safetensors").write_bytes(b"half")
+    (saved / ".state.apr-new").mkdir()
+    (saved / ".state.apr-new" / "tensors.safetensors").write_bytes(b"half")
     assert load_state(saved, *start()) == {"step": 1}
-    state.rename(saved / "state.old")  # Between the two moves of a replacement.
+    state.rename(saved / ".state.apr-old")  # Between the two moves of a replacement.
     training = start()
     assert load_state(saved, *training) == {"step": 1}
     save_state(saved, *training, {"step": 2})
