@@ -435,11 +435,11 @@ def test_what_the_cancelled_had_left_is_there_for_those_who_go_on() -> None:
         child("slow"): Reply("<join></join>", delay=5.0),
         "go" + spawn("quick", "deep") + joined("c", ""): answer,
     }
-    limits = Limits(total_tokens=1_500, threads=12)
+    limits = Limits(total_tokens=1_500)
     trace = run(script, sampling=Sampling(2_000), first_success=True, limits=limits)
     assert trace.root.end is End.JOINED
     assert {t.end for t in trace.threads[2:]} == {End.CANCELLED}
-    assert trace.num_children == 10
+    assert trace.num_children == 10, "so the one that was cancelled had shared what it had"
 
 
 def test_cancelling_a_run_cancels_its_engine_calls() -> None:
