@@ -135,5 +135,5 @@ def fill_whole_grid(folder: Path) -> list[Cell]:
 
 
 def _named(setting: Setting) -> str:
-    names = {"SoS+": "serial", "APR": "threads", "APR conditioned": "threads by number"}
+    names = {"SoS+": "serial", "APR": "threads", "APR conditioned": "threads, asked for"}
     return names[setting.removesuffix(" + RL")] + (" + RL" if setting.endswith("RL") else "")
