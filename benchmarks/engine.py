@@ -5,10 +5,11 @@
     reference   tokens per second on one static load, beside other engines that decode the same
                 weights; the least time that the machine allows, part by part
     alone       one trace alone: its wall clock beside that of its critical path, token by token;
-                of the checkpoint, and replayed by the network of the reference work
+                of the checkpoint, and on a CPU replayed by the network of the reference work
     flight      many traces at the same time: tokens per second
     forks       parents with forked children, with the prefix cache and without
-    overhead    what a token costs outside of network and sampler, with many threads in flight
+    overhead    what a token costs outside of network and sampler, with many threads in flight;
+                on the CPU, which is where that is spent
     queue       many requests asked for at once: memory
 
 Engines take turns, so that a noisy machine slows them all; figures are medians of the rounds. The
@@ -50,7 +51,7 @@ from apr.models.checkpoint import load_checkpoint, save_checkpoint
 from apr.models.llama import Llama
 from apr.remote import connect
 from benchmarks import endurance, lone, work
-from benchmarks.machine import provenance
+from benchmarks.machine import ceilings, provenance
 from benchmarks.overhead import overhead
 from benchmarks.parts import where_time_goes
 from benchmarks.peers import LIBRARIES, addresses, transformers
@@ -95,9 +96,12 @@ def export(sizes: Sizes, folder: Path) -> Llama:
 def alone(setting: Setting) -> Figures:
     sizes, model = setting.sizes, replace(setting.model, engine=setting.engine())
     runs = [lone.alone(model, sizes, n) for n in range(setting.rounds + 1)][1:]
+    figures = _lone(runs, sizes.alone)
+    if setting.device.type != "cpu":
+        return figures
     shape = work.reference_shape(sizes)
     replayed = [lone.replayed(shape, setting.configs[OURS]) for _ in range(setting.rounds)]
-    return {**_lone(runs, sizes.alone), "reference network": _lone(replayed, 1)}
+    return {**figures, "reference network": _lone(replayed, 1)}
 
 
 def _lone(runs: list[lone.Alone], num_traces: int) -> Figures:
@@ -174,6 +178,9 @@ WORKS: dict[str, Callable[[Setting], Figures]] = {
     "queue": queue,
 }
 
+_ON_CPU = ("overhead",)
+"""Works that take the CPU whatever the others take."""
+
 
 def profile(setting: Setting) -> None:
     network = work.reference_network(setting.sizes).to(setting.device, setting.dtype)
@@ -214,11 +221,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(setting: Setting, names: list[str], file: Path | None) -> None:
-    on = provenance(setting.device, setting.dtype, setting.ceilings)
+    on = on_cpu = provenance(setting.device, setting.dtype, setting.ceilings)
+    if setting.device.type != "cpu":
+        cpu, dtype = torch.device("cpu"), torch.float32
+        on_cpu = provenance(cpu, dtype, ceilings(cpu, dtype))
     results: dict[str, Figures] = {}
     for name in names:
         print(f"-- {name}")
-        results[name] = {**WORKS[name](setting), "on": on}
+        results[name] = {**WORKS[name](setting), "on": on_cpu if name in _ON_CPU else on}
     if file is not None:
         kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         with new_file(file) as tmp:

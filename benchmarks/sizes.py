@@ -22,7 +22,7 @@ class Sizes:
     requests: int = 16
     """Of the reference work, all at the same time."""
     prompt: int = 200
-    """Tokens of each prompt of the reference work, and of one queued request."""
+    """Tokens of each prompt of the reference work."""
     new: int = 200
     """Tokens sampled for each request of the reference work."""
     alone: int = 6

@@ -76,9 +76,10 @@ def run_cell(
     traces = sorted(
         [*done.values(), *_run(place, cell, method, missing, done, hear)], key=_index_of
     )
-    drawn = [samples_of(t, task, problems[i], i) for i, t in enumerate(traces)]
+    drawing = enumerate(traces) if cell.draws else ()
+    drawn = [sample for i, t in drawing for sample in samples_of(t, task, problems[i], i)]
     write_traces(place / TRACES, traces)
-    write_results(place, traces, [sample for samples in drawn for sample in samples])
+    write_results(place, traces, drawn)
     if traces and all(t.error is not None for t in traces):
         raise EngineError(f"every run of {cell.name} failed: {traces[0].error}")
     return traces

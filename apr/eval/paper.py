@@ -90,8 +90,6 @@ PASS_8_TOKENS = 24_000.0
 SAMPLE_TOKENS = PASS_8_TOKENS / 8
 """Of one serial sample, worked out from pass@8."""
 LESS_COMPUTE = 0.574
-OVERHEAD_BELOW = 4_000.0
-"""Below this many tokens APR loses to serial search."""
 ONE_SAMPLE = Spending(SAMPLE_TOKENS, ACCURACY[Setting.SERIAL][1.0], "1 sample")
 FIGURE_4A = {
     "threads": (
@@ -139,4 +137,3 @@ def rl_change(before: Setting) -> Change:
 # Figure 6: eight A6000, one for the parent and seven for its children.
 LATENCY_SECONDS = 5.0
 LATENCY_ACCURACY = {Setting.SERIAL: 0.573, Setting.THREADS: 0.752}
-SEQUENTIAL_RARELY_ABOVE = 2_500

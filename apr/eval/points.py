@@ -45,6 +45,7 @@ FAMILIES = {
     "hogwild": Family.HOGWILD,
 }
 """Of each method, by its name in ``Inference``."""
+_BY_SAMPLES = (Family.CONS, Family.PASS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ class Point:
     columns: dict[str, Floats]
     """Means over seeds of each problem's figures, where the method was run itself."""
     seeds: tuple[dict[str, Floats], ...] = field(default=(), repr=False)
-    """The figures of each seed by itself, where the method was run itself."""
+    """The figures of each seed by itself, where the method was run itself and the world let it."""
     num_seeds: int = 1
     num_failed: int = 0
     goodput: float | None = None
@@ -91,10 +92,14 @@ class Point:
 
     @property
     def otherwise(self) -> str:
-        """Whether its samples spawn, where that is not what its model does by itself."""
+        """What tells its samples from those its model draws by itself: whether they spawn, and what
+        was set of them."""
         within = str(self.cell.inference["within"])
         usual = "serial" if self.cell.stands_for.startswith("SoS") else "apr"
-        return "" if within == usual else {"apr": "spawning", "serial": "not spawning"}[within]
+        how = "" if within == usual else {"apr": "spawning", "serial": "not spawning"}[within]
+        # Of these the number of samples is the budget, and a curve for each of the others.
+        others = _set(self.cell) if self.family in _BY_SAMPLES else []
+        return ", ".join(filter(None, [how, *others]))
 
     @property
     def size_set(self) -> tuple[int | None, int | None, int | None]:
@@ -146,20 +151,31 @@ def points_of(results: Iterable[Results]) -> list[Point]:
     alone = {_alone_key(g[0].cell): g for g in groups if g[0].cell.concurrency == 1}
     loaded = {_alone_key(g[0].cell) for g in groups if g[0].cell.concurrency > 1}
     points: list[Point] = []
-    drawn_from: set[str] = set()
+    widest = _widest(groups)
     for group in groups:
         cell = group[0].cell
         if cell.concurrency == 1 and _alone_key(cell) in loaded:
             continue
         drawn = _point(group, alone.get(_alone_key(cell)))
         points.append(drawn)
-        # Methods that choose otherwise among the same samples say nothing new of cons and pass.
-        source = repr([cell.model, cell.temperature, cell.problems, cell.inference["within"]])
-        if cell.draws and source not in drawn_from and all(r.samples for r in group):
-            drawn_from.add(source)
+        if widest.get(_source(cell)) is group:
             points += _curve(group, drawn, Family.CONS, cons_n)
             points += _curve(group, drawn, Family.PASS, pass_n)
     return points
+
+
+def _widest(groups: Sequence[list[Results]]) -> dict[str, list[Results]]:
+    """Of each source of samples, whoever drew most of them first: others say nothing new of cons
+    and pass."""
+    found: dict[str, list[Results]] = {}
+    for group in groups:
+        cell = group[0].cell
+        if not cell.draws or not all(r.samples for r in group):
+            continue
+        best = found.setdefault(_source(cell), group)
+        if cell.inference["samples"] > best[0].cell.inference["samples"]:
+            found[_source(cell)] = group
+    return found
 
 
 def alone_points(results: Iterable[Results]) -> list[Point]:
@@ -190,7 +206,15 @@ def _setting(cell: Cell) -> str:
 
 def _alone_key(cell: Cell) -> str:
     """What a cell shares with the one that measures it alone, perhaps on fewer problems."""
-    return repr([cell.fingerprint, {k: v for k, v in cell.inference.items() if k != "seed"}])
+    how = {k: v for k, v in cell.inference.items() if k != "seed"}
+    return repr([cell.model, cell.fingerprint, cell.engine, how])
+
+
+def _source(cell: Cell) -> str:
+    """What cells share that draw the same samples: whoever chooses among them, and how many."""
+    apart = ("method", "chooser", "samples", "seed")
+    how = {k: v for k, v in cell.inference.items() if k not in apart}
+    return repr([cell.model, cell.fingerprint, cell.engine, cell.problems, how])
 
 
 def _by_setting(results: list[Results]) -> list[list[Results]]:
@@ -216,7 +240,7 @@ def _point(group: list[Results], alone: list[Results] | None) -> Point:
         command=cell.command,
         scores_P=columns["correct"],
         columns=columns,
-        seeds=tuple(r.columns for r in group),
+        seeds=tuple(r.columns for r in group if not np.isnan(r.columns["correct"]).all()),
         num_seeds=len(group),
         num_failed=sum(r.num_failed for r in group),
         goodput=num_correct / seconds if seconds and cell.concurrency > 1 else None,
@@ -232,6 +256,14 @@ def _family(cell: Cell) -> Family:
 
 
 def _budget(cell: Cell) -> str:
+    parts = [] if _family(cell) in _BY_SAMPLES else _set(cell)
+    if _family(cell) in (Family.CONS, Family.PASS, Family.BEST, Family.AGENTS, Family.HOGWILD):
+        parts.append(f"n = {cell.inference['samples']}")
+    return ", ".join(parts)
+
+
+def _set(cell: Cell) -> list[str]:
+    """What was set of a run, in words."""
     parts = []
     if cell.children is not None:
         parts.append(f"{cell.children} {'child' if cell.children == 1 else 'children'}")
@@ -239,13 +271,13 @@ def _budget(cell: Cell) -> str:
         parts.append(f"window {cell.window:,}")
     if cell.context is not None:
         parts.append(f"context {cell.context:,}")
-    if _family(cell) in (Family.CONS, Family.PASS, Family.BEST, Family.AGENTS, Family.HOGWILD):
-        parts.append(f"n = {cell.inference['samples']}")
-    return ", ".join(parts)
+    return parts
 
 
 def _size(cell: Cell, total_tokens_P: Floats) -> float:
     given = cell.children or cell.window or cell.context
+    if _family(cell) in _BY_SAMPLES:
+        return float(cell.inference["samples"])
     if given is not None or np.isnan(total_tokens_P).all():
         return float(given or 0)
     return float(np.nanmean(total_tokens_P))

@@ -45,7 +45,7 @@ class Spent(NamedTuple):
 
 
 def samples_of(trace: Trace, task: Task[P], problem: P, index: int) -> list[Sample]:
-    """The samples that a trace of ``best_of_n`` or ``self_consistency`` drew; of others, none."""
+    """Those that a trace of ``best_of_n`` or ``self_consistency`` drew; none, if it failed."""
     if trace.error is not None or trace.root.calls or len(trace.root.spawns) != 1:
         return []
     (roots,) = trace.root.spawns

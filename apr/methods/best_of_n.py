@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
-from typing import Generic, NamedTuple
+from typing import Generic
 
 from apr.config import check_least
 from apr.interfaces import Task
-from apr.methods import P, claim
+from apr.methods import P
 from apr.methods.coordinate import Coordinator, Within, coordinate, draw_samples
 from apr.runtime import Observer, Runtime
 from apr.trace import Thread, Trace
@@ -69,20 +69,6 @@ def mean_logprob(trace: Trace) -> float:
     """Mean over all sampled tokens that have a logprob; minus infinity where none has."""
     logprobs = [p for t in trace.threads for c in t.calls for p in c.logprobs]
     return fmean(logprobs) if logprobs else -math.inf
-
-
-class Tally(NamedTuple):
-    """What ``apr.eval.metrics.pass_at_n`` estimates from."""
-
-    num_samples: int
-    num_correct: int
-
-
-def tally(trace: Trace, task: Task[P], problem: P) -> Tally:
-    """Count the correct samples of a trace of ``BestOfN`` or ``SelfConsistency``."""
-    (samples,) = trace.root.spawns
-    answers = [claim(task, trace.threads[i]) for i in samples]
-    return Tally(len(answers), sum(task.grade(problem, answer).correct for answer in answers))
 
 
 def _is_correct(trace: Trace) -> bool:

@@ -125,9 +125,11 @@ def update_weights(engine: RemoteEngine | Replicas | OpenVINOEngine, checkpoint:
 def _connect(address: Address, codec: Codec | None, config: RemoteConfig) -> RemoteEngine:
     http = Http(address.server, address.url, config, os.environ.get(KEY, "").strip())
     api, about = _READERS[address.server](http, address, codec)
+    if address.model not in (None, about["model"]):
+        raise ConfigError(f"{http.name} serves {about['model']!r} and no {address.model!r}")
     if address.context is not None and address.context > api.context:
         raise ConfigError(f"{http.name} has a context of {api.context}, not {address.context}")
-    return RemoteEngine(http, api, codec, {"url": address.url, **about})
+    return RemoteEngine(http, api, codec, {"url": address.url, **about}, address.context)
 
 
 _EXAMPLES = "write sglang://host:port, vllm://host:port, llamacpp://host:port or openai://host:port"

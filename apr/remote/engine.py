@@ -96,20 +96,25 @@ class Answer:
 class RemoteEngine:
     """Implements ``apr.interfaces.Engine`` over one server."""
 
-    def __init__(self, http: Http, api: Api, codec: Codec | None, about: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        http: Http,
+        api: Api,
+        codec: Codec | None,
+        about: dict[str, Any],
+        context: int | None = None,
+    ) -> None:
         """
         Args:
             codec: needed for stop strings, and where the server tells text only.
             about: what traces note of the server.
+            context: where less is wanted than the server has.
         """
         self.http = http
         self.api = api
         self.codec = codec
         self.about = about
-
-    @property
-    def context(self) -> int:
-        return self.api.context
+        self.context = context or api.context
 
     async def generate(
         self,

@@ -178,26 +178,31 @@ def serve(
     def end(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, end)
+    # A terminal that is closed hangs up, which the server's own process group never hears.
+    before = {asked: signal.signal(asked, end) for asked in (signal.SIGTERM, signal.SIGHUP)}
     try:
         with suppress(KeyboardInterrupt), launched(launch, log, on_start) as process:
             on_ready(launch.address)
             process.wait()
             raise _failed(launch, f"ended with status {process.returncode}", log)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for asked, handler in before.items():
+            signal.signal(asked, handler)
 
 
 def stop(process: subprocess.Popen[bytes], grace: float) -> None:
-    """Ask the process group to end, and end it once ``grace`` seconds are over."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(grace)
-    # Also what the process itself left behind.
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """Ask the process group to end, and end it once ``grace`` seconds or the patience of whoever
+    waits are over."""
+    try:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(grace)
+    finally:
+        # Also what the process itself left behind.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _new_log(path: Path) -> IO[bytes]:

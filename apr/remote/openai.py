@@ -186,7 +186,7 @@ def read_endpoint(
         ConfigError: it does not serve ``model``, or does not say what must be known.
     """
     served = _served(http, "/models", model)
-    context = context or served.get("max_model_len")
+    context = served.get("max_model_len") or context
     if not isinstance(context, int):
         raise ConfigError(f"{http.name} does not tell its context: add ?context=N to its address")
     can = _try(http, served["id"], codec, in_text)

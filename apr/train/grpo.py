@@ -193,12 +193,20 @@ def _gather(
         num_problems += config.prompts
         num_failed += sum(map(len, groups)) - sum(map(len, rewarded))
         seen += [rollout for group in rewarded for rollout in group]
-        kept += [g for g in rewarded if len(g) > 1 and (config.rounds == 1 or _is_mixed(g))]
+        kept += [g for g in rewarded if len(g) > 1 and (config.rounds == 1 or _teaches(g, config))]
         if world.totals([len(kept)])[0] >= config.prompts:
             break
     if not world.totals([len(seen)])[0]:
         raise EngineError("the engine failed in every rollout of a step: see the traces' errors")
     return Gathered(kept, seen, num_problems, num_failed)
+
+
+def _teaches(group: Sequence[Rollout], config: GRPOConfig) -> bool:
+    """Whether any of its threads has an advantage: with credit of their own, children may."""
+    if _is_mixed(group) or config.credit is Credit.ROOT:
+        return _is_mixed(group)
+    found = thread_advantages(group, config.advantage, config.credit, config.own_weight)
+    return any(advantage != 0 for advantages_H in found for advantage in advantages_H)
 
 
 def _is_mixed(group: Sequence[Rollout]) -> bool:

@@ -171,3 +171,39 @@ def test_labels(tmp_path: Path, how: dict[str, Any], family: Family, label: str)
     assert found is not None
     (point,) = points_of([found])
     assert (point.family, point.label) == (family, label)
+
+
+def test_engines_are_told_apart(tmp_path: Path) -> None:
+    exact, rounded = cell("float"), cell("int8")
+    rounded = replace(rounded, fingerprint=exact.fingerprint, engine="embedded://?products=int8")
+    points = points_of(
+        [results(tmp_path, exact, [True, True]), results(tmp_path, rounded, [True, False])]
+    )
+    assert [(p.label, p.accuracy.value, p.num_seeds) for p in points] == [
+        ("float", 1.0, 1),
+        ("int8", 0.5, 1),
+    ]
+
+
+def test_the_most_samples_are_the_curve_and_each_setting_has_its_own(tmp_path: Path) -> None:
+    def drawn(samples: int, context: int | None) -> Results:
+        how = {"method": "best_of_n", "samples": samples, "limits": {"context": context}}
+        made = cell("serial", "SoS+", temperature=1.0, seed=0, **how)
+        return sampled(tmp_path, made, [[True, False, True, False][:samples]])
+
+    points = points_of([drawn(2, 256), drawn(2, None), drawn(4, None)])
+    found = {name: [p.size for p in c] for name, c in curves(points).items() if "@" in name}
+    assert found == {
+        "serial, cons@n": [1, 2, 3, 4],
+        "serial, pass@n": [1, 2, 3, 4],
+        "serial, cons@n, context 256": [1, 2],
+        "serial, pass@n, context 256": [1, 2],
+    }
+
+
+def test_a_seed_that_the_world_failed_is_no_seed(tmp_path: Path) -> None:
+    first, second = (cell(temperature=1.0, seed=seed) for seed in (0, 1))
+    (point,) = points_of(
+        [results(tmp_path, first, [None, None]), results(tmp_path, second, [True, False])]
+    )
+    assert (len(point.seeds), point.num_failed, point.accuracy.value) == (1, 2, 0.5)

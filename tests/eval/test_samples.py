@@ -10,7 +10,7 @@ import pytest
 from apr.eval import samples as module
 from apr.eval.samples import Sample, cons_n, pass_n, samples_of, subtree
 from apr.methods.apr import APR
-from apr.methods.best_of_n import BestOfN, tally
+from apr.methods.best_of_n import BestOfN
 from apr.methods.self_consistency import SelfConsistency
 from apr.methods.serial import Serial
 from tests.eval.cells import trace
@@ -78,8 +78,6 @@ def test_the_samples_of_a_trace_are_those_that_voted() -> None:
     assert [(s.problem, s.sample) for s in found] == [(9, i) for i in range(4)]
     assert sum(s.total_tokens for s in found) == solved.total_tokens
     assert max(s.sequential_tokens for s in found) == solved.sequential_tokens
-    counted = tally(solved, Doubling(), 4)
-    assert counted == (4, sum(s.correct for s in found))
 
 
 def test_the_samples_of_trees_are_trees() -> None:

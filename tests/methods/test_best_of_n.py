@@ -7,8 +7,9 @@ import pytest
 
 from apr.countdown.problem import Problem
 from apr.countdown.task import Countdown
+from apr.eval.samples import samples_of
 from apr.methods.apr import APR
-from apr.methods.best_of_n import BestOfN, Chooser, Tally, mean_logprob, tally
+from apr.methods.best_of_n import BestOfN, Chooser, mean_logprob
 from apr.methods.serial import Serial
 from apr.runtime import Runtime
 from apr.trace import Trace
@@ -60,11 +61,6 @@ def test_mean_logprob_is_over_all_threads() -> None:
     assert mean_logprob(Trace({}, "", (trace.root,))) == -math.inf
 
 
-def test_tally_counts_the_samples_and_the_correct_ones() -> None:
-    trace = solve(Chooser.FIRST, NOTHING, EIGHT, SIX, "<join>", EIGHT)
-    assert tally(trace, Doubling(), 4) == Tally(5, 2)
-
-
 def sampled(trace: Trace, index: int) -> str:
     """All ids of a thread and of those below it."""
     thread = trace.threads[index]
@@ -80,9 +76,9 @@ def test_over_the_packaged_model(demo: tuple[Runtime, Countdown]) -> None:
     assert trace.error is None
     (samples,) = trace.root.spawns
     assert len(samples) == 4
-    counted = tally(trace, task, problem)
+    drawn = samples_of(trace, task, problem, 0)
     assert trace.grade is not None
-    assert trace.grade.correct == (counted.num_correct > 0)
+    assert trace.grade.correct == any(sample.correct for sample in drawn)
     assert trace.sequential_tokens < trace.total_tokens
     assert len({sampled(trace, i) for i in samples}) > 1, "samples at temperature 1 differ"
     again = asyncio.run(BestOfN(runtime, task, APR, 4, Chooser.ORACLE).solve(problem))

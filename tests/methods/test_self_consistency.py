@@ -7,8 +7,8 @@ import pytest
 from apr.countdown.problem import Problem
 from apr.countdown.task import Countdown
 from apr.dialects.tags import Tags
+from apr.eval.samples import samples_of
 from apr.methods.apr import APR
-from apr.methods.best_of_n import tally
 from apr.methods.self_consistency import SelfConsistency
 from apr.methods.serial import Serial
 from apr.runtime import Runtime
@@ -85,6 +85,6 @@ def test_over_the_packaged_model(demo: tuple[Runtime, Countdown]) -> None:
     problem, diary = Problem((12, 5, 3), 21), Diary()
     trace = asyncio.run(SelfConsistency(runtime, task, APR, 3).solve(problem, diary))
     assert diary.agrees_with(trace)
-    assert (trace.error, tally(trace, task, problem).num_samples) == (None, 3)
+    assert (trace.error, len(samples_of(trace, task, problem, 0))) == (None, 3)
     samples = [trace.threads[i] for i in trace.root.spawns[0]]
     assert trace.answer in [s.join for s in samples if s.join.strip()]

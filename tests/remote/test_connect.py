@@ -8,7 +8,7 @@ from apr.errors import ConfigError, EngineError
 from apr.remote import Server, connect
 from apr.remote.connect import Address, read_address
 from tests.remote.conftest import Start, codec, says
-from tests.remote.fakes import Fake, FakeOpenAI, FakeSGLang, FakeVLLM
+from tests.remote.fakes import Fake, FakeLlamaCpp, FakeOpenAI, FakeSGLang, FakeVLLM
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,18 @@ def test_a_context_may_be_told_but_not_stretched(start: Start) -> None:
     server = start(FakeVLLM, says("x"), context=64)
     with pytest.raises(ConfigError, match="64, not 65"):
         connect(f"{server.address}?context=65")
+    assert connect(f"{server.address}?context=32").context == 32
+    with pytest.raises(ConfigError, match="serves m and no 'other'"):
+        connect(f"{server.address}?model=other")
+
+
+@pytest.mark.parametrize("kind", [FakeSGLang, FakeLlamaCpp])
+def test_a_server_that_serves_another_model_is_refused(kind: type[Fake], start: Start) -> None:
+    server = start(kind, says("x"))
+    served = connect(server.address).about["model"]
+    assert connect(f"{server.address}?model={served}").about["model"] == served
+    with pytest.raises(ConfigError, match="and no 'other'"):
+        connect(f"{server.address}?model=other")
 
 
 def test_traces_note_where_they_come_from(start: Start) -> None:

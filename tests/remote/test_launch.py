@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -119,17 +120,20 @@ def test_a_server_that_is_never_ready_is_given_up(launch: Launch, tmp_path: Path
         pass
 
 
-def test_a_server_serves_until_it_is_asked_to_end(launch: Launch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGHUP])
+def test_a_server_serves_until_it_is_asked_to_end(
+    launch: Launch, tmp_path: Path, asked: signal.Signals
+) -> None:
     log, told = tmp_path / "log", []
 
     def end(address: str) -> None:
         told.append(address)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), asked)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(asked)
     serve(launch, log, end)
     assert told == [launch.address]
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(asked) is before
     wait_until_gone(started(log)[1])
 
     def kill(address: str) -> None:
@@ -137,6 +141,19 @@ def test_a_server_serves_until_it_is_asked_to_end(launch: Launch, tmp_path: Path
 
     with pytest.raises(EngineError, match="ended with status -9"):
         serve(launch, log, kill)
+
+
+@pytest.mark.timeout(60)
+def test_who_asks_twice_waits_no_longer(launch: Launch, tmp_path: Path) -> None:
+    launch, log = replace(launch, flags=("--stubborn",), grace=600.0), tmp_path / "log"
+
+    def end(address: str) -> None:
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    serve(launch, log, end)
+    for pid in started(log)[1:]:
+        wait_until_gone(pid)
 
 
 def test_what_cannot_start_is_not_started(launch: Launch, tmp_path: Path) -> None:
