@@ -61,10 +61,10 @@ def build_query(cls: type[T], query: str) -> T:
     return build(cls, {key: _value(text) for key, text in parse_qsl(query, keep_blank_values=True)})
 
 
-def check_least(least: float, **values: float) -> None:
-    """Raises ConfigError that names the first of ``values`` below ``least``."""
+def check_least(least: float, **values: float | None) -> None:
+    """Raises ConfigError that names the first of ``values`` below ``least``; None is not set."""
     for name, value in values.items():
-        if not value >= least:  # not a number is below everything
+        if value is not None and not value >= least:  # not a number is below everything
             raise ConfigError(f"{name} is {value}: give {least} or more")
 
 

@@ -37,6 +37,8 @@ class Engine(Protocol):
         Raises:
             EngineError: the engine is down, or failed.
             ContextError: prompt and ``max_tokens`` exceed the context.
+            ConfigError: it cannot sample so, for instance stop strings without a codec.
+            InputError: a server refuses the request.
         """
         ...
 

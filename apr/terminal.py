@@ -1,4 +1,5 @@
-"""Trees of threads in a terminal: while they run, and as they were. Knows no engine and no task.
+"""Trees of threads in a terminal, while they run and as they were, and tables of scores. Knows no
+engine and no task.
 
 A thread is one line: how it stands, its message, the tokens it sampled, and what it is writing or
 what came of it::

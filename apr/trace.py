@@ -47,7 +47,7 @@ class Call:
     ids: Ids
     """Sampled ids; those of a cancelled call as far as they were seen."""
     logprobs: tuple[float, ...]
-    """One for each sampled id; none at all where the engine never gave them (a call cut short)."""
+    """One for each sampled id; none where the engine tells none, or the call was cut short."""
     finish_reason: FinishReason | None
     """None for a call that was cut short by cancellation or failure."""
     start: float
@@ -113,6 +113,11 @@ class Trace:
         return self.threads[0]
 
     @property
+    def is_correct(self) -> bool:
+        """Whether it has a grade, and a good one."""
+        return self.grade is not None and self.grade.correct
+
+    @property
     def num_children(self) -> int:
         """Threads that were spawned, at any depth."""
         return len(self.threads) - 1
@@ -132,7 +137,7 @@ class Trace:
 
     @cached_property
     def sequential_of(self) -> list[int]:
-        """The same of each thread and all below it."""
+        """Sequential tokens of each thread with all below it, by index."""
         found = [0] * len(self.threads)
         for thread in reversed(self.threads):  # A child stands behind its parent.
             waited = (max((found[c] for c in self.alive(g)), default=0) for g in thread.spawns)

@@ -29,7 +29,7 @@ class Sampling:
     max_tokens: int
     """Most tokens to sample; never more than context minus prompt."""
     temperature: float = 0.0
-    """0 is greedy; the logprobs returned are those of the distribution sampled from at T=1."""
+    """0 is greedy. Logprobs returned are those at temperature 1, whatever this is."""
     top_p: float = 1.0
     """Nucleus mass to sample from; 1 is all."""
     top_k: int = 0
@@ -69,7 +69,7 @@ class Completion(NamedTuple):
     """What an engine returns for one prompt."""
 
     ids: Ids  # sampled ids, the stop included
-    logprobs: tuple[float, ...]  # log-probability of each sampled id at temperature 1
+    logprobs: tuple[float, ...]  # of each id at temperature 1; none where the engine tells none
     finish_reason: FinishReason
 
 

@@ -13,6 +13,12 @@ from hypothesis import settings
 
 # Tests use tensors so small that threads only get in each other's way; processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a machine says of colours and proxies is for its user, not for these tests.
+for _name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TTY_COMPATIBLE"):
+    os.environ.pop(_name, None)
+for _name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+    os.environ.pop(_name, None)
+    os.environ.pop(_name.upper(), None)
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("untimed", deadline=None)

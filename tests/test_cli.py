@@ -450,6 +450,19 @@ def test_explain_tells_why_problems_were_not_solved(here: Path, run: Run) -> Non
     assert table.count("not solved: ") == len(found["all"]["causes"])
 
 
+def test_grpo_trains_a_checkpoint_further(here: Path, run: Run) -> None:
+    Path("recipes/rl.toml").write_text(
+        'checkpoint = "runs/tiny/checkpoint"\nvalidation = 1\n'
+        "[grpo]\nsteps = 2\nprompts = 1\ngroup = 2\n"
+    )
+    ran = run("grpo", "recipes/rl.toml", "--minutes", 0)
+    assert ran.code == 75
+    assert ran.err.startswith("error: out of time after step 1 of 2")
+    assert run("grpo", "recipes/rl.toml", "--set", "seed=1").code == 2, "a run is of one recipe"
+    ran = run("grpo", "recipes/rl.toml")
+    assert (ran.code, ran.out) == (0, "checkpoint in runs/rl/checkpoint\n")
+
+
 def test_explain_takes_no_samples(here: Path, run: Run) -> None:
     how = ("--method", "best_of_n", "--samples", 2, "--temperature", 1)
     assert run("eval", "--count", 2, *how, "--out", "t.jsonl").code == 0

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,15 +157,19 @@ def test_what_no_flag_says_is_refused(here: Path) -> None:
 
 
 def test_a_grid_fills_its_folder_and_each_command_makes_the_same(here: Path, run: Run) -> None:
-    ran = run("eval", "grid.toml", "--out", "all")
+    # Problems of their own, which each command must name.
+    Path("task.toml").write_text(RECIPE.replace("target_high = 30", "target_high = 20"))
+    own = ("--set", "problem_seed=3", "--set", "task=task.toml")
+    ran = run("eval", "grid.toml", "--out", "all", *own)
     assert (ran.code, ran.err) == (0, "")
     assert "5 cells in all: apr report all draws them" in ran.out
-    for planned in api.plan_grid(grid()):
+    for planned in api.plan_grid(grid(problem_seed=3, task="task.toml")):
         cell = planned.cell
         again = run(*shlex.split(cell.command)[1:])
         assert again.code == 0
         stored = list(read_traces(here / "all" / cell.name / TRACES))
         alone = list(read_traces(here / "runs" / "eval" / f"{cell.name}.jsonl"))
+        assert [t.problem for t in stored] == [t.problem for t in alone]
         assert [t.answer for t in stored] == [t.answer for t in alone]
         assert [t.total_tokens for t in stored] == [t.total_tokens for t in alone]
     assert {len(r) for r in rows(here / "all").values()} == {6}
@@ -208,14 +210,24 @@ def test_names_with_spaces_are_quoted_in_every_command(here: Path) -> None:
 
 def test_a_grid_killed_and_resumed_gives_the_same_rows(here: Path, run: Run) -> None:
     assert run("eval", "grid.toml", "--out", "whole", "--set", "count=12").code == 0
-    code = "import sys\nfrom apr.eval import grid\ngrid.FLUSH_EVERY = 2\n"
-    code += "from apr import cli\ncli.app(sys.argv[1:])"
+    # In the second cell: each flushes seven times.
+    code = """
+import os, signal, sys
+from apr.eval import grid
+grid.FLUSH_EVERY, flush, flushed = 2, grid._Journal.flush, []
+def flush_and_die(journal):
+    flush(journal)
+    flushed.append(journal)
+    if len(flushed) == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+grid._Journal.flush = flush_and_die
+from apr import cli
+cli.app(sys.argv[1:])
+"""
     typed = ["eval", "grid.toml", "--out", "killed", "--set", "count=12"]
-    with subprocess.Popen([sys.executable, "-c", code, *typed]) as process:
-        while len(list(here.glob(f"killed/*/{TRACES}"))) < 2:
-            assert process.poll() is None, "it was to be killed before it is done"
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
+    died = subprocess.run([sys.executable, "-c", code, *typed], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert len(rows(here / "killed")) > 0
     assert len(rows(here / "killed")) < 5
     assert run(*typed).code == 0
     assert rows(here / "killed") == rows(here / "whole")

@@ -4,10 +4,10 @@ import asyncio
 import json
 import random
 import re
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import nan
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,31 +20,10 @@ from apr.runtime import ChildContext, Limits, Observer, Path, Runtime
 from apr.testing import ByteCodec, Reply, Script, ScriptedEngine
 from apr.trace import End, Trace
 from apr.types import FinishReason, Ids, Sampling
-
-T = TypeVar("T")
+from tests.clock import finish
 
 CODEC = ByteCodec(bos="<|begin|>")
 SAMPLING = Sampling(max_tokens=1000)
-
-
-class _JumpingLoop(asyncio.SelectorEventLoop):
-    """Never waits: when nothing is left to do, its clock jumps to the next timer. Starts at 0."""
-
-    now = 0.0
-
-    def time(self) -> float:
-        return self.now
-
-    def _run_once(self) -> None:
-        if not self._ready:
-            timers = [t.when() for t in self._scheduled if not t.cancelled()]
-            self.now = max(self.now, min(timers, default=self.now))
-        super()._run_once()
-
-
-def finish(coroutine: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=_JumpingLoop) as runner:
-        return runner.run(coroutine)
 
 
 def make(script: Script, **options: Any) -> tuple[Runtime, ScriptedEngine]:

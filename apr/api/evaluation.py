@@ -19,7 +19,6 @@ from apr import config
 from apr.api.model import load, pose, read_model_manifest
 from apr.api.recipe import Inference, MethodName, Recipe
 from apr.countdown.problem import Problem, Split
-from apr.countdown.task import Countdown
 from apr.errors import CheckpointError, ConfigError
 from apr.eval.cell import Cell, Grid
 from apr.eval.grid import run_cell, write_grid
@@ -165,12 +164,10 @@ def run_grid(
     write_grid(folder, Grid([p.cell for p in planned], _machine(), command))
     for source, of_one in groupby(planned, _source):
         model = load(*source)
-        told = model.recipe.demonstrations
         for cell, how, problems in of_one:
             if on_cell is not None:
                 on_cell(cell)
-            task = Countdown(told.text, told.telling, how.children, how.window)
-            traces = run_cell(folder, cell, model.method(how), task, problems, on_trace)
+            traces = run_cell(folder, cell, model.method(how), model.task(how), problems, on_trace)
             context = min(model.engine.context, how.limits.context or model.engine.context)
             ran.append(Ran(cell, context, summarize(traces)))
     return ran

@@ -68,6 +68,11 @@ class Model:
     about: dict[str, Any] = field(default_factory=dict)
     """What traces note of it: the folder it came from, its tokenizer."""
 
+    def task(self, how: Inference) -> Countdown:
+        """What its problems are posed and graded as."""
+        told = self.recipe.demonstrations
+        return Countdown(told.text, told.telling, how.children, how.window)
+
     def method(self, how: Inference | None = None) -> Method[Problem]:
         """A way to solve problems with this model.
 
@@ -77,7 +82,6 @@ class Model:
         how = how or Inference()
         self._check(how)
         told = self.recipe.demonstrations
-        task = Countdown(told.text, told.telling, how.children, how.window)
         sampling = Sampling(
             max_tokens=self.engine.context,
             temperature=how.temperature,
@@ -95,7 +99,7 @@ class Model:
             how.first_success,
         )
         noted = {**self.about, "context": runtime.context, "inference": config.to_json(how)}
-        return _Noted(_method(runtime, task, how), how.label, noted)
+        return _Noted(_method(runtime, self.task(how), how), how.label, noted)
 
     def _check(self, how: Inference) -> None:
         told = self.recipe.demonstrations
@@ -241,7 +245,7 @@ def facts(trace: Trace, codec: Codec) -> dict[str, Any]:
         "method": trace.method,
         "answer": trace.answer,
         "expression": None if trace.answer is None else spell(trace.answer),
-        "correct": trace.grade is not None and trace.grade.correct,
+        "correct": trace.is_correct,
         "reason": trace.grade.reason if trace.grade else trace.error,
         "total_tokens": trace.total_tokens,
         "sequential_tokens": trace.sequential_tokens,

@@ -185,7 +185,7 @@ class Inference:
 
     def __post_init__(self) -> None:
         check_drawing(self.temperature, self.top_p, self.top_k)
-        check_least(0, children=self.children or 0, window=self.window or 0)
+        check_least(0, children=self.children, window=self.window)
         check_least(1, samples=self.samples)
         if self.temperature == 0 and self.method not in _ONE_RUN:
             raise ConfigError(

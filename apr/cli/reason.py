@@ -19,7 +19,7 @@ import apr
 from apr import config, terminal
 from apr.cli.flags import Engine, Json, Overrides, RunFlags, output, run_flags
 from apr.cli.recipes import load_sft
-from apr.cli.shown import console_of, draw, name_of, note, row_of, solved
+from apr.cli.shown import console_of, draw, name_of, note, row_of
 from apr.countdown.problem import Problem, Split, read_problems, solvable
 from apr.errors import ConfigError, DataError, EngineError, ProblemError, StorageError
 from apr.files import check_writable
@@ -122,11 +122,7 @@ def evaluate(
         raise ConfigError("--set changes a grid, and this is none: give the flags themselves")
     checkpoint = model or apr.DEMO
     out = out or Path("runs", "eval", f"{name_of(checkpoint)}-{how.method}.jsonl")
-    if out.is_dir():
-        raise StorageError(f"{out} is a folder: name a file in it by --out")
-    if out.exists() and not force:
-        raise StorageError(f"{out} is there: name another --out, or replace it with --force")
-    check_writable(out)
+    _check_output(out, force)
     if problems is not None and task is not None:
         raise ConfigError("--problems and --task both say what to solve: give one of them")
     posed = read_problems(problems)[:count] if problems is not None else []
@@ -139,29 +135,48 @@ def evaluate(
     ready = _ready(checkpoint, engine)
     if problems is None:
         posed = api.pose(recipe or ready.recipe, split, count or 500, problem_seed)
-    trained_on = ready.recipe.demonstrations.problems
+    _note_foreign(ready, posed)
+    start = time.perf_counter()
+    traces = _evaluate(ready, posed, inference, concurrency, out)
+    seconds = time.perf_counter() - start
+    write_traces(out, traces)
+    _show(traces, out, seconds, as_json)
+    if problems is not None and not as_json:
+        _tell_hopeless(posed, traces)
+
+
+def _check_output(out: Path, force: bool) -> None:
+    if out.is_dir():
+        raise StorageError(f"{out} is a folder: name a file in it by --out")
+    if out.exists() and not force:
+        raise StorageError(f"{out} is there: name another --out, or replace it with --force")
+    check_writable(out)
+
+
+def _note_foreign(model: Model, posed: list[Problem]) -> None:
+    trained_on = model.recipe.demonstrations.problems
     num_foreign = sum(not trained_on.covers(p) for p in posed)
     if num_foreign:
         which = f"{num_foreign} of {len(posed)} problems are of another kind"
         typer.echo(f"note: {which}: this model was trained on {trained_on}", err=True)
-    start = time.perf_counter()
-    traces = _evaluate(ready, posed, inference, concurrency, out)
-    seconds_all = time.perf_counter() - start
-    write_traces(out, traces)
-    rate = sum(t.total_tokens for t in traces) / seconds_all
+
+
+def _show(traces: list[Trace], out: Path, seconds: float, as_json: bool) -> None:
+    rate = sum(t.total_tokens for t in traces) / seconds
     row = row_of(out, traces)
     if as_json:
-        facts = {"wall_clock": seconds_all, "tokens_per_second": rate, "out": str(out)}
+        facts = {"wall_clock": seconds, "tokens_per_second": rate, "out": str(out)}
         typer.echo(json.dumps({**row.to_json(), **facts}))
         return
     console = console_of()
     console.print(terminal.scores([row]))
-    console.print(f"{seconds_all:.1f} s, {rate:,.0f} tokens/s; traces in {out}", highlight=False)
-    if problems is not None:
-        missed = [p for p, t in zip(posed, traces, strict=True) if not solved(t)]
-        num_hopeless = sum(not solvable(p) for p in missed)
-        if num_hopeless:
-            console.print(f"without any solution: {num_hopeless} of them", highlight=False)
+    console.print(f"{seconds:.1f} s, {rate:,.0f} tokens/s; traces in {out}", highlight=False)
+
+
+def _tell_hopeless(posed: list[Problem], traces: list[Trace]) -> None:
+    missed = [p for p, t in zip(posed, traces, strict=True) if not t.is_correct]
+    if num_hopeless := sum(not solvable(p) for p in missed):
+        console_of().print(f"without any solution: {num_hopeless} of them", highlight=False)
 
 
 def _whole(text: str) -> int:
@@ -208,7 +223,7 @@ def _evaluate(
         def count(trace: Trace) -> None:
             nonlocal num_correct
             done.append(trace)
-            num_correct += solved(trace)
+            num_correct += trace.is_correct
             bar.set_postfix(accuracy=f"{num_correct / len(done):.1%}")
             bar.update()
 
@@ -256,7 +271,7 @@ def _evaluate_grid(path: Path, out: Path, overrides: list[str] | None, as_json: 
 
         def count(trace: Trace) -> None:
             nonlocal num_done, num_correct
-            num_done, num_correct = num_done + 1, num_correct + solved(trace)
+            num_done, num_correct = num_done + 1, num_correct + trace.is_correct
             bar.set_postfix(accuracy=f"{num_correct / num_done:.1%}")
             bar.update()
 

@@ -35,10 +35,6 @@ def note(posed: Iterable[tuple[str, Problems]]) -> None:
         typer.echo(f"note: {said}", err=True)
 
 
-def solved(trace: Trace) -> bool:
-    return trace.grade is not None and trace.grade.correct
-
-
 def row_of(file: Path, traces: list[Trace]) -> terminal.Row:
     if not traces:
         raise no_trace(file)
@@ -69,4 +65,4 @@ def answer_of(trace: Trace) -> str | None:
     target = trace.problem.get("target")
     if trace.answer is None or target is None or (expression := spell(trace.answer)) is None:
         return trace.answer
-    return f"{expression} = {target}" if solved(trace) else expression
+    return f"{expression} = {target}" if trace.is_correct else expression

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from apr.config import check_least
 from apr.data.tokenizer import HFCodec
-from apr.errors import ConfigError, DataError, InputError
+from apr.errors import DataError, InputError
 from apr.files import new_file
 from apr.types import Demonstration
 
@@ -61,9 +62,8 @@ class ShardConfig:
     overlong: Overlong = Overlong.DROP
 
     def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("per_shard", 1), ("context", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give at least {least}")
+        check_least(1, count=self.count, per_shard=self.per_shard)
+        check_least(0, context=self.context)
 
 
 class Tally(NamedTuple):

@@ -97,11 +97,9 @@ def _apart(text: str) -> tuple[list[str], str]:
     In one pass, however many tags there are: a model that repeats one must not hold up the others.
     """
     found, outside = [], []
-    rest = text
     at = 0
     while (start := text.find("<thread>", at)) >= 0 and (end := text.find("</thread>", start)) >= 0:
         outside.append(text[at:start])
         found.append(text[start + len("<thread>") : end])
         at = end + len("</thread>")
-    rest = text[at:]
-    return found, "".join([*outside, rest])
+    return found, "".join([*outside, text[at:]])

@@ -195,7 +195,7 @@ class _Group:
         return padded
 
     def _gather(self, pages: Tensor, d: int) -> Tensor:
-        """Pages of all layers' keys or values -> (B, KV, K, d)."""
+        """One layer's pages of keys or values -> (B, KV, K, d)."""
         _, size, width = pages.shape
         rows = pages.view(-1, size * width).index_select(0, self.pages_BP)
         return rows.view(self.num_sequences, -1, width // d, d).transpose(1, 2)

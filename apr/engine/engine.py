@@ -12,7 +12,7 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 from math import inf
 
-from apr.config import check_drawing
+from apr.config import check_drawing, check_least
 from apr.engine.attention import PagedKV, page_bytes
 from apr.engine.graphs import DecodeGraphs
 from apr.engine.kernel import CompiledKV, attention_library, compiled_page_bytes
@@ -58,14 +58,15 @@ class EngineConfig:
     """Keep pages of finished sequences for those that begin alike."""
 
     def __post_init__(self) -> None:
-        if (
-            min(self.max_batch, self.max_batch_tokens, self.page_size, self.burst) < 1
-            or not 0 < self.kv_gib < inf
-        ):
-            raise ConfigError(
-                "max_batch, max_batch_tokens, page_size, burst and kv_gib of the engine must be "
-                "positive"
-            )
+        check_least(
+            1,
+            max_batch=self.max_batch,
+            max_batch_tokens=self.max_batch_tokens,
+            page_size=self.page_size,
+            burst=self.burst,
+        )
+        if not 0 < self.kv_gib < inf:
+            raise ConfigError(f"kv_gib is {self.kv_gib}: give a number of GiB above 0")
 
 
 class EmbeddedEngine:

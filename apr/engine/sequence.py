@@ -33,11 +33,6 @@ class Sequence:
     """Ids, from the first on, whose keys and values are in ``pages``."""
 
     @property
-    def num_pending(self) -> int:
-        """Ids still to go through the network before the next one can be sampled."""
-        return len(self.ids) - self.num_computed
-
-    @property
     def sampled(self) -> list[int]:
         return self.ids[self.num_prompt :]
 

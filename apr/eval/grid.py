@@ -97,7 +97,7 @@ def _run(
     indexed = _Indexed(method, time.perf_counter() - spent)
     with ExitStack() as stack:
         journal = _Journal(place / TRACES)
-        stack.callback(journal.close)
+        stack.callback(journal.flush)
 
         def keep(trace: Trace) -> None:
             journal.append(trace)
@@ -135,10 +135,10 @@ class _Journal:
     def append(self, trace: Trace) -> None:
         self.lines.append(line_of(trace))
         if len(self.lines) >= FLUSH_EVERY or time.monotonic() - self.flushed > FLUSH_SECONDS:
-            self.close()
+            self.flush()
 
-    def close(self) -> None:
-        """Write what is left.
+    def flush(self) -> None:
+        """Write what is waiting.
 
         Raises:
             StorageError: the disk is full; no part of these traces stays in the file.

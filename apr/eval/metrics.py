@@ -39,7 +39,7 @@ def summarize(traces: Sequence[Trace]) -> Summary:
     """The figures of one method on one set of problems."""
     ended = [t for t in traces if t.error is None]
     graded = [t for t in ended if t.grade is not None]
-    correct = sum(t.grade.correct for t in graded if t.grade is not None)
+    correct = sum(t.is_correct for t in graded)
 
     def mean(values: list[float]) -> float:
         return sum(values) / len(values) if values else math.nan

@@ -124,14 +124,17 @@ TOKENS_PER_THREAD = Change(1_471, 1_796)
 NUM_CHILDREN = Change(6.1, 8.2)
 
 
+AFTER_RL = {
+    Setting.SERIAL: Setting.SERIAL_RL,
+    Setting.THREADS: Setting.THREADS_RL,
+    Setting.CHILDREN: Setting.CHILDREN_RL,
+}
+"""What reinforcement learning makes of each."""
+
+
 def rl_change(before: Setting) -> Change:
     """Accuracy of greedy decoding before and after reinforcement learning (figures 5 and 7)."""
-    after = {
-        Setting.SERIAL: Setting.SERIAL_RL,
-        Setting.THREADS: Setting.THREADS_RL,
-        Setting.CHILDREN: Setting.CHILDREN_RL,
-    }[before]
-    return Change(ACCURACY[before][0.0], ACCURACY[after][0.0])
+    return Change(ACCURACY[before][0.0], ACCURACY[AFTER_RL[before]][0.0])
 
 
 # Figure 6: eight A6000, one for the parent and seven for its children.

@@ -60,7 +60,7 @@ class Point:
     budget: str
     """What of it was set: "3 children", "n = 5"; empty where nothing was."""
     size: float
-    """The same as a number; orders the points of a curve."""
+    """The budget as a number; orders the points of a curve."""
     command: str
     scores_P: Floats
     """Share of seeds or choices for which a problem was solved; nan where the world failed all."""

@@ -1,4 +1,4 @@
-"""Ways to spend inference on a problem. Each is a few lines over the runtime."""
+"""Ways to spend inference on a problem, all over the runtime."""
 
 from __future__ import annotations
 

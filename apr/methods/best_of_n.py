@@ -61,7 +61,7 @@ def choose(chooser: Chooser, samples: Sequence[Trace]) -> Thread | None:
     if chooser is Chooser.LOGPROB:
         claims.sort(key=mean_logprob, reverse=True)
     if chooser is Chooser.ORACLE:
-        claims.sort(key=_is_correct, reverse=True)
+        claims.sort(key=lambda sample: sample.is_correct, reverse=True)
     return claims[0].root if claims else None
 
 
@@ -69,7 +69,3 @@ def mean_logprob(trace: Trace) -> float:
     """Mean over all sampled tokens that have a logprob; minus infinity where none has."""
     logprobs = [p for t in trace.threads for c in t.calls for p in c.logprobs]
     return fmean(logprobs) if logprobs else -math.inf
-
-
-def _is_correct(trace: Trace) -> bool:
-    return trace.grade is not None and trace.grade.correct

@@ -1,4 +1,6 @@
-"""Real servers behind the ``Engine`` seam, over HTTP: SGLang, vLLM, llama.cpp, and their like."""
+"""Real servers behind the ``Engine`` seam, over HTTP: SGLang, vLLM, llama.cpp, and their like; and
+OpenVINO GenAI, in this process.
+"""
 
 from apr.remote.connect import Server as Server
 from apr.remote.connect import connect as connect

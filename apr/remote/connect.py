@@ -126,9 +126,13 @@ def _connect(address: Address, codec: Codec | None, config: RemoteConfig) -> Rem
     http = Http(address.server, address.url, config, os.environ.get(KEY, "").strip())
     api, about = _READERS[address.server](http, address, codec)
     if address.model not in (None, about["model"]):
-        raise ConfigError(f"{http.name} serves {about['model']!r} and no {address.model!r}")
+        raise ConfigError(
+            f"{http.name} serves {about['model']!r} and no {address.model!r}: leave ?model= out"
+        )
     if address.context is not None and address.context > api.context:
-        raise ConfigError(f"{http.name} has a context of {api.context}, not {address.context}")
+        raise ConfigError(
+            f"{http.name} has a context of {api.context}, not {address.context}: ask for no more"
+        )
     return RemoteEngine(http, api, codec, {"url": address.url, **about}, address.context)
 
 

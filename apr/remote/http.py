@@ -98,7 +98,7 @@ class Http:
         return time.monotonic() - self._failed_at < max(1.0, self.config.patience)
 
     def ask(self, path: str, body: Json | None = None, seconds: float = 10.0) -> Any:
-        """Ask once, without an event loop; what a running evaluation must not wait for.
+        """Ask once and block until the answer; not for use while problems are being solved.
 
         Raises:
             EngineError: no answer, or none that can be understood.

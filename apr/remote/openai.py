@@ -203,9 +203,11 @@ def _served(http: Http, path: str, model: str | None) -> Json:
     except (LookupError, TypeError) as e:
         raise http.misread(f"{path} has no {e}") from e
     if not models:
-        raise EngineError(f"{http.name} serves no model")
+        raise EngineError(f"{http.name} serves no model: start it with one")
     if model is not None and model not in models:
-        raise ConfigError(f"{http.name} serves {', '.join(models)} and no {model!r}")
+        raise ConfigError(
+            f"{http.name} serves {', '.join(models)} and no {model!r}: name one of those"
+        )
     entry: Json = models[model or next(iter(models))]
     return entry
 

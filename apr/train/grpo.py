@@ -320,7 +320,7 @@ def _figures(gathered: Gathered, world: World) -> dict[str, float]:
     traces = [r.trace for r in gathered.seen]
     sums = {
         "reward": sum(r.reward for r in gathered.seen),
-        "accuracy": sum(t.grade is not None and t.grade.correct for t in traces),
+        "accuracy": sum(t.is_correct for t in traces),
         "total_tokens": sum(t.total_tokens for t in traces),
         "sequential_tokens": sum(t.sequential_tokens for t in traces),
         "children": sum(t.num_children for t in traces),

@@ -141,3 +141,16 @@ def test_whoever_does_not_fit_costs_the_cache_nothing() -> None:
     chunks = scheduler.schedule()
     loop.close()
     assert [c.start for c in chunks if c.sequence is goes_on] == [10], "its parent is still there"
+
+
+def test_a_prompt_is_shared_while_who_computed_it_still_runs() -> None:
+    loop = asyncio.new_event_loop()
+    scheduler = Scheduler(PagePool(32), 2, 8, 64)
+    first, second = sequence(loop, 9, 5), sequence(loop, 9, 5)
+    scheduler.add(first)
+    step(scheduler)
+    assert first in scheduler.running
+    scheduler.add(second)
+    chunks = scheduler.schedule()
+    loop.close()
+    assert [(c.start, c.end) for c in chunks if c.sequence is second] == [(8, 9)]

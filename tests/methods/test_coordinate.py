@@ -13,6 +13,7 @@ from apr.methods.serial import Serial
 from apr.runtime import Limits
 from apr.testing import Reply
 from apr.trace import End
+from tests.clock import finish
 from tests.methods.doubling import Doubling
 from tests.methods.scripted import CODEC, Diary, engine_of, runtime_of
 
@@ -81,7 +82,7 @@ def test_a_sample_that_the_world_failed_leaves_no_answer_and_no_grade() -> None:
     slow, diary = Reply("<join>8</join>", delay=0.5), Diary()
     down = Reply("<join>", delay=0.01, error=EngineError("down"))
     runtime = runtime_of({"4?": ["<join>8</join>", down, slow]})
-    trace = asyncio.run(BestOfN(runtime, Doubling(), Serial, 3).solve(4, diary))
+    trace = finish(BestOfN(runtime, Doubling(), Serial, 3).solve(4, diary))
     assert trace.error == "EngineError: down"
     assert (trace.answer, trace.grade) == (None, None)
     assert [t.end for t in trace.threads] == [End.FAILED, End.JOINED, End.FAILED, End.FAILED]
@@ -109,7 +110,7 @@ def test_cancelling_cancels_every_sample() -> None:
             await BestOfN(runtime, Doubling(), Serial, 3).solve(4, diary)
 
     with pytest.raises(TimeoutError):
-        asyncio.run(cut_short())
+        finish(cut_short())
     assert (engine_of(runtime).num_active, engine_of(runtime).num_cancelled) == (0, 3)
     assert {end for end, _ in diary.ends.values()} == {End.CANCELLED}
     assert len(diary.ends) == 4

@@ -20,6 +20,7 @@ from apr.runtime import Limits, Runtime
 from apr.testing import ScriptedEngine
 from apr.trace import End, Trace
 from apr.types import Completion, FinishReason, Grade, Sampling
+from tests.clock import finish
 from tests.methods.doubling import Doubling
 from tests.methods.scripted import CODEC, Diary, runtime_of
 
@@ -89,7 +90,7 @@ def method_of(table: Table, taken: Taken = Taken.FIRST, **options: Any) -> Hogwi
 
 def solve(table: Table, taken: Taken = Taken.FIRST, diary: Diary | None = None, **o: Any) -> Trace:
     diary = diary or Diary()
-    trace = asyncio.run(method_of(table, taken, **o).solve(4, diary))
+    trace = finish(method_of(table, taken, **o).solve(4, diary))
     assert diary.agrees_with(trace)
     return trace
 
@@ -210,7 +211,7 @@ def test_cancelling_ends_every_worker() -> None:
             await method_of(Table("a" * 5000, EIGHT, delay=0.002)).solve(4, diary)
 
     with pytest.raises(TimeoutError):
-        asyncio.run(cut_short())
+        finish(cut_short())
     assert diary.ends == {
         (): (End.CANCELLED, None),
         (0,): (End.CANCELLED, None),

@@ -29,6 +29,8 @@ class Fault:
     """Tokens after which the connection is reset."""
     error: str | None = None
     """Told within the answer, after the first token."""
+    reason: str | None = None
+    """Told as why it ended, in place of the truth."""
     garbled: bool = False
     """Its body is not of the encoding that its head says."""
 
@@ -177,6 +179,8 @@ class Fake:
         ids: list[int] = []
         reason = None
         async for id, reason in self._sampled(asked):
+            if reason is not None:
+                reason = fault.reason or reason
             ids.append(id)
             if fault.after is not None and len(ids) > fault.after:
                 writer.transport.abort()
@@ -345,7 +349,7 @@ class FakeLlamaCpp(Fake):
         told = {"tokens": [last], "stop": False, "tokens_predicted": len(ids)}
         events = [told | {"completion_probabilities": probs}] if last not in self.hides else []
         if reason is not None:
-            kind = "limit" if reason == "length" else "eos"
+            kind = {"length": "limit", "stop": "eos"}.get(reason, reason)
             end = {"tokens": [], "stop": True, "tokens_predicted": len(ids), "stop_type": kind}
             events.append(end)
         return events

@@ -130,13 +130,25 @@ def test_a_tree_of_threads_is_the_same_through_every_server(kind: type[Fake], st
     assert calls(got) == calls(want)
 
 
-@pytest.mark.parametrize("error", ["abort", "in the answer"])
+GIVES_UP = {"abort": Fault(reason="abort"), "in the answer": Fault(error="CUDA ran out of memory")}
+
+
+@pytest.mark.parametrize("error", GIVES_UP)
 def test_a_server_that_gives_up_is_an_error(kind: type[Fake], start: Start, error: str) -> None:
     server = start(kind, says("12 + 3"))
     engine = connect(server.address, codec)
-    server.faults.append(Fault(error="CUDA ran out of memory"))
-    with pytest.raises(EngineError, match="ran out of memory"):
+    server.faults.append(GIVES_UP[error])
+    with pytest.raises(EngineError, match=r"ran out of memory|abort"):
         run(engine.generate(PROMPT, Sampling(50), lambda id: None))
+
+
+@pytest.mark.parametrize("kind", [FakeSGLang, FakeVLLM, FakeLlamaCpp])
+def test_a_completion_cut_before_its_length_is_an_error(kind: type[Fake], start: Start) -> None:
+    server = start(kind, says("12 + 3"))
+    engine = connect(server.address, codec)
+    server.faults.append(Fault(reason="length"))
+    with pytest.raises(EngineError, match="stopped after 7 of 50 tokens"):
+        run(engine.generate(PROMPT, Sampling(50)))
 
 
 def test_sglang_leaves_logprobs_of_other_temperatures_out(start: Start) -> None:

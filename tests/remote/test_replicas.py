@@ -10,6 +10,7 @@ import pytest
 from apr.dialects.tags import Tags
 from apr.errors import ConfigError, EngineError
 from apr.remote import RemoteConfig, Replicas, connect, pinned
+from apr.remote.http import Http
 from apr.runtime import Runtime
 from apr.testing import ByteCodec
 from apr.types import Sampling
@@ -118,3 +119,15 @@ def test_replicas_serve_one_model_and_the_shortest_context(start: Start) -> None
 
     with pytest.raises(ConfigError, match="another"):
         together([long, start(Other, says("x"), codec=ByteCodec())])
+
+
+def test_new_traces_avoid_a_server_that_is_down(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = [start(FakeVLLM, says("x")) for _ in range(2)]
+    engine = together(servers)
+    down = engine.engines[0].http
+    monkeypatch.setattr(Http, "is_down", property(lambda http: http is down))
+    for _ in range(3):
+        asyncio.run(engine.generate(PROMPT, Sampling(1)))
+    assert [len(s.bodies) for s in servers] == [0, 3]

@@ -346,6 +346,16 @@ def test_each_step_poses_the_next_problems(tmp_path: Path) -> None:
     assert calls[3:] == [[6, 7]]
 
 
+def test_a_group_whose_children_alone_differ_teaches_where_credit_is_theirs(tmp_path: Path) -> None:
+    alike = always([replace(t, grade=Grade(True, "")) for t in ROLLOUTS])
+    config = replace(CONFIG, rounds=2, loss=LossConfig(kl=0.0))
+    for credit, kept in ((Credit.ROOT, 0), (Credit.THREAD, 1), (Credit.MIXED, 1)):
+        train(tmp_path / credit, alike, replace(config, credit=credit), judge=judge)
+        metrics = read_metrics(tmp_path / credit)[-1]
+        assert (metrics["groups"], metrics["problems"]) == (kept, 2 - kept), credit
+        assert (metrics["trained_tokens"] > 0) == bool(kept), credit
+
+
 def test_groups_that_say_nothing_are_dropped_and_the_next_problems_posed(tmp_path: Path) -> None:
     calls: list[list[int]] = []
     config = replace(CONFIG, steps=3, prompts=2, rounds=3, loss=LossConfig(kl=0.0))

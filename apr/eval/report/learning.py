@@ -37,11 +37,6 @@ class _Ratio(NamedTuple):
     color: str
 
 
-_AFTER = {
-    Setting.SERIAL: Setting.SERIAL_RL,
-    Setting.THREADS: Setting.THREADS_RL,
-    Setting.CHILDREN: Setting.CHILDREN_RL,
-}
 _NAMES = {
     Setting.SERIAL: "serial",
     Setting.THREADS: "threads",
@@ -75,8 +70,8 @@ def figure_5(board: Board) -> Drawn:
 def figure_7(board: Board) -> Drawn:
     """What changed with each model; with the number of children set, the tokens hardly can."""
     name, title = "figure-7", "Figure 7: where the gain comes from, greedy"
-    pairs = [pair for setting in _AFTER if (pair := _pair(board, setting)) is not None]
-    absent = [_missing(board, s) for s in _AFTER if _pair(board, s) is None]
+    pairs = [pair for setting in paper.AFTER_RL if (pair := _pair(board, setting)) is not None]
+    absent = [_missing(board, s) for s in paper.AFTER_RL if _pair(board, s) is None]
     if not pairs:
         return not_drawn(name, title, min(absent, key=len))
     ratios = []
@@ -100,7 +95,7 @@ def figure_7(board: Board) -> Drawn:
 
 def _missing(board: Board, setting: Setting) -> list[str]:
     """What there has to be for a pair, where there is none."""
-    after = _AFTER[setting]
+    after = paper.AFTER_RL[setting]
     wanted = [Wanted((each,), _family(setting), 0.0) for each in (setting, after)]
     shared = f"a budget that both {setting} and {after} were run with, on the same problems"
     return board.missing(wanted) or [shared]
@@ -113,7 +108,7 @@ def _family(setting: Setting) -> Family:
 def _pair(board: Board, setting: Setting) -> _Pair | None:
     families = [_family(setting)]
     befores = board.pick([setting], families, 0.0)
-    afters = {_posed(p): p for p in board.pick([_AFTER[setting]], families, 0.0)}
+    afters = {_posed(p): p for p in board.pick([paper.AFTER_RL[setting]], families, 0.0)}
     both = [(p, afters[_posed(p)]) for p in befores if _posed(p) in afters]
     if not both:
         return None
