@@ -17,7 +17,7 @@ help: ## what can be made
 install: .venv/installed ## a virtual environment with the package and its tools
 
 demo: .venv/installed ## solve test problems with the checkpoint that comes with the package
-	$(BIN)/apr solve 7 18 55 62 --target 19
+	$(BIN)/apr solve 22 26 31 53 --target 27
 	$(BIN)/apr eval --count 30 --out runs/eval/make-demo.jsonl --force
 
 SERIAL := --set demonstrations.telling=serial

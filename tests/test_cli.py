@@ -108,7 +108,7 @@ def test_help_reads_like_documentation(run: Run) -> None:
         assert ran.code == 0
         for verb in ("solve", "eval", "table", "trace", "grade", "data", "sft"):
             assert verb in ran.out
-        assert "apr solve 7 18 55 62 --target 19" in ran.out
+        assert "apr solve 22 26 31 53 --target 27" in ran.out
 
 
 @pytest.mark.parametrize("verb", ["solve", "eval", "table", "trace", "grade", "data", "sft"])

@@ -56,8 +56,8 @@ def verbs(
     they found, and answers. The answer is checked exactly.
 
     [bold]Watch a model reason[/bold]
-      apr solve 7 18 55 62 --target 19
-      apr solve 7 18 55 62 --target 19 --json
+      apr solve 22 26 31 53 --target 27
+      apr solve 22 26 31 53 --target 27 --json
 
     [bold]Train threads, and the same searches told by one thread[/bold]
       apr sft mini

@@ -78,7 +78,7 @@ def trace(
 
     The text is read with the tokenizer of the model that wrote it, where that is still there.
 
-    apr solve 7 18 55 62 --target 19 --trace tree.jsonl && apr trace tree.jsonl --out tree.html
+    apr solve 22 26 31 53 --target 27 --trace tree.jsonl && apr trace tree.jsonl --out tree.html
     """
     console = console_of()
     if out is not None and every:
