@@ -145,9 +145,10 @@ def test_the_code_of_the_page_trains_on_by_reward(
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert "steps=40, prompts=16, group=5" in code
     code = code.replace("steps=40, prompts=16, group=5", "steps=1, prompts=2, group=2")
+    assert 'train(Path("runs/own"), 500)' in code
+    code = code.replace('train(Path("runs/own"), 500)', 'train(Path("runs/own"), 2)')
     names = runpy.run_path(str(ROOT / "examples" / "own_task.py"))
-    network = names["network"] = names["Llama"](names["SHAPE"])
-    network.init_weights(0)
     exec(compile(code, "own.md", "exec"), names)
     (_, metrics) = read_metrics(tmp_path / "runs" / "own-rl")
     assert (metrics["step"], metrics["accuracy"]) == (1, 0.0)
+    assert (tmp_path / "runs" / "own-rl" / "checkpoint" / "config.json").is_file()
