@@ -203,8 +203,9 @@ def _gather(
 
 def _teaches(group: Sequence[Rollout], config: GRPOConfig) -> bool:
     """Whether any of its threads has an advantage: with credit of their own, children may."""
-    if _is_mixed(group) or config.credit is Credit.ROOT:
-        return _is_mixed(group)
+    mixed = _is_mixed(group)
+    if mixed or config.credit is Credit.ROOT:
+        return mixed
     found = thread_advantages(group, config.advantage, config.credit, config.own_weight)
     return any(advantage != 0 for advantages_H in found for advantage in advantages_H)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,16 +112,18 @@ def test_the_youngest_gives_way_and_comes_back() -> None:
     assert order == [old, young]
 
 
-def test_a_prompt_seen_before_is_not_computed_again() -> None:
+@pytest.mark.parametrize("num_new", [1, 5])
+def test_a_prompt_seen_before_is_not_computed_again(num_new: int) -> None:
     loop = asyncio.new_event_loop()
     scheduler = Scheduler(PagePool(32), 2, 8, 64)
-    first, second = sequence(loop, 9, 1), sequence(loop, 9, 1)
+    first, second = sequence(loop, 9, num_new), sequence(loop, 9, num_new)
     scheduler.add(first)
     step(scheduler)
+    assert (first in scheduler.running) == (num_new > 1), "whether it still runs or has ended"
     scheduler.add(second)
-    (chunk,) = scheduler.schedule()
+    chunks = scheduler.schedule()
     loop.close()
-    assert (chunk.start, chunk.end) == (8, 9)
+    assert [(c.start, c.end) for c in chunks if c.sequence is second] == [(8, 9)]
     assert scheduler.num_reused == 8
 
 
@@ -141,16 +144,3 @@ def test_whoever_does_not_fit_costs_the_cache_nothing() -> None:
     chunks = scheduler.schedule()
     loop.close()
     assert [c.start for c in chunks if c.sequence is goes_on] == [10], "its parent is still there"
-
-
-def test_a_prompt_is_shared_while_who_computed_it_still_runs() -> None:
-    loop = asyncio.new_event_loop()
-    scheduler = Scheduler(PagePool(32), 2, 8, 64)
-    first, second = sequence(loop, 9, 5), sequence(loop, 9, 5)
-    scheduler.add(first)
-    step(scheduler)
-    assert first in scheduler.running
-    scheduler.add(second)
-    chunks = scheduler.schedule()
-    loop.close()
-    assert [(c.start, c.end) for c in chunks if c.sequence is second] == [(8, 9)]
