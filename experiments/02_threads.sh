@@ -4,7 +4,8 @@
 source "$(dirname "$0")/common.sh"
 BALANCED=(--set demonstrations.solver.max_value=300 --set demonstrations.solver.max_final=0
   --set demonstrations.solver.balances=true --set demonstrations.balanced=0.35
-  --set demonstrations.rests=true --set demonstrations.dead_ends=0.25 --set operator_weight=4
+  --set demonstrations.repeated=0.15 --set demonstrations.rests=true
+  --set demonstrations.dead_ends=0.25 --set operator_weight=2 --set sft.spawn_weight=5
   --set sft.message_weight=5 --set count=250000)
 case ${1:-} in
 "") name=threads data=four more=() ;;

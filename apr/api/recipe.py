@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from apr.config import check_drawing, check_least
 from apr.countdown.demonstrate import Demonstrate
-from apr.countdown.task import join_word, number_words
+from apr.countdown.task import mark_words, number_words
 from apr.data.shards import Overlong
 from apr.engine import EngineConfig
 from apr.errors import ConfigError
@@ -111,9 +111,11 @@ class Recipe:
             operator_weight=self.operator_weight,
             seed=self.seed,
         )
-        if self.sft.message_weight != 1 and join_word(self.demonstrations.text) is None:
+        weighs = self.sft.spawn_weight != 1 or self.sft.message_weight != 1
+        if weighs and mark_words(self.demonstrations.text) is None:
             raise ConfigError(
-                "in the paper text no word says where a message begins: leave message_weight out"
+                "in the paper text no word says where a spawn or a message begins: leave "
+                "spawn_weight and message_weight out"
             )
         words = number_words(self.demonstrations.text, self.largest_number, self.pairs)
         taken = width(max(words.values()))

@@ -14,8 +14,8 @@ from apr import config
 from apr.api.model import read_model_manifest
 from apr.api.recipe import Recipe, RLRecipe
 from apr.countdown.problem import Split
-from apr.countdown.task import decisive_words, join_word, number_words, special_words, vocabulary
-from apr.data.packing import PackedBatches
+from apr.countdown.task import decisive_words, mark_words, number_words, special_words, vocabulary
+from apr.data.packing import Marks, PackedBatches
 from apr.data.shards import ShardConfig, read_manifest, read_shards, write_shards
 from apr.data.tokenizer import HFCodec, build_tokenizer
 from apr.errors import CheckpointError, ConfigError, DataError, StorageError
@@ -83,14 +83,14 @@ def batches_of(recipe: Recipe, directory: Path) -> PackedBatches:
         raise DataError(
             f"{directory} was made for another tokenizer: make it again with this recipe"
         )
-    sft, word = recipe.sft, join_word(recipe.demonstrations.text)
+    sft, words = recipe.sft, mark_words(recipe.demonstrations.text)
     return PackedBatches(
         read_shards(directory),
         sft.rows,
         sft.row_length,
         recipe.seed,
         codec.pad_id,
-        join_id=None if word is None else codec.vocabulary[word],
+        marks=words and Marks(*(codec.vocabulary[word] for word in words)),
     )
 
 

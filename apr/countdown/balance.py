@@ -7,8 +7,9 @@ compared are products of two.
 
 Of four numbers and the target, one is left over when four of them make two products. Either it
 joins another one before (52 + 32 above), or it makes up the difference between the products, as in
-``10 * 32 + 55 = 75 * 5``. What is left out are products of three numbers, and quotients in a
-product.
+``10 * 32 + 55 = 75 * 5``. To which of the two it is to be added only those would know who compare
+them first, so it is added to both. What is left out are products of three numbers, and quotients in
+a product.
 
 No line asks for more than a table of products up to 100 * 100 and one of sums up to 100 + 100:
 134 * 62 is told as 34 * 62 and 6200 more, and a difference as what it makes up, 1792 + 93 after
@@ -141,19 +142,18 @@ def _compare(target: int, first: Numbers, rest: list[int]) -> Iterator[Line]:
             yield _judged(product, product.value == side.value, path)
             continue
         yield Line(product, Mark.KEEP)
-        less, more = sorted((side.value, product.value))
-        path = _prove(target, side, product, first[0])
-        *before, last = _added(less, first[0])
-        yield from (Line(part, Mark.KEEP) for part in before)
-        yield _judged(last, last.value == more, path)
+        for less, more in ((side, product), (product, side)):
+            path = _prove(target, less, more, first[0])
+            *before, last = _added(less.value, first[0])
+            yield from (Line(part, Mark.KEEP) for part in before)
+            yield _judged(last, last.value == more.value, path)
 
 
-def _prove(target: int, side: Step, product: Step, by: int) -> Path:
-    """The path where ``product`` differs from ``side`` by ``by``."""
-    more, less = (side, product) if side.value > product.value else (product, side)
+def _prove(target: int, less: Step, more: Step, by: int) -> Path:
+    """The path where the product ``more`` is ``by`` above the product ``less``."""
     if by == target:
-        return (side, product, Step(more.value, "-", less.value, target))
-    asked, known = (side, product) if target in (side.a, side.b) else (product, side)
+        return (less, more, Step(more.value, "-", less.value, target))
+    asked, known = (less, more) if target in (less.a, less.b) else (more, less)
     quotient = Step(asked.value, "/", _other(asked, target), target)
     if not by:
         return (known, quotient)

@@ -18,15 +18,16 @@ Lines of search::
 
 A child that compares products (see ``balance``) is given all numbers and who joins, or who makes up
 a difference. It says what is left, each side before a colon, and what is compared with it before
-the verdict; a product of more than 100 it takes apart, and a difference is added to the smaller,
-first to its last two digits::
+the verdict; a product of more than 100 it takes apart, and a difference is added to each of the
+two, first to its last two digits::
 
     <thread> 56 : 93 62 52 32 = 52 32</thread>
      52 + 32 = 84 , 52 - 32 = 20 : 93 62 56 93 * 62 = 5766 : 84 * 56 = 4704 x 56 * 20 = 1120 x
     <thread> 56 : 93 62 52 32 = 62 52</thread>
      62 + 52 = 114 , 62 - 52 = 10 : 93 32 56 93 * 32 = 2976 : 56 * 14 = 784 , 5600 + 784 = 6384 x
     <thread> 56 : 93 62 52 32 = 93</thread>
-     : 62 52 32 56 62 * 52 = 3224 : 56 * 32 = 1792 , 93 + 92 = 185 , 1792 + 93 = 1885 x
+     : 62 52 32 56 62 * 52 = 3224 : 56 * 32 = 1792 ,
+     93 + 24 = 117 , 3224 + 93 = 3317 x 93 + 92 = 185 , 1792 + 93 = 1885 x
 """
 
 from __future__ import annotations

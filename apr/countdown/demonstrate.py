@@ -39,6 +39,20 @@ NARRATORS: dict[Text, Callable[..., Demonstration]] = {
 """What tells a search in each text."""
 
 
+def _repeats(posed: Problem) -> bool:
+    return len(set(posed.numbers)) < len(posed.numbers)
+
+
+def _meets(posed: Problem) -> bool:
+    """Whether products on both sides solve it."""
+    numbers = start_of(posed).numbers
+    return any(b.path is not None for b in balances(numbers, posed.target))
+
+
+_KINDS: dict[str, Callable[[Problem], bool]] = {"repeated": _repeats, "balanced": _meets}
+"""Kinds of problems that shares of the demonstrations are drawn of, the cheapest to tell first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Demonstrate:
     """Demonstration ``index`` of an endless series.
@@ -69,12 +83,15 @@ class Demonstrate:
     """Share of the demonstrations that balance whatever a child found, which then goes unheard, and
     whose problems are drawn until products on both sides meet: what is rarely needed, and then
     found by one comparison in hundreds, is met often enough to be learnt."""
+    repeated: float = 0.0
+    """Share of the demonstrations whose problems are drawn until a number stands twice. Its pairs
+    with the others are listed once, which is learnt late where few problems are of that kind."""
     seed: int = 0
     split: Split = Split.TRAIN
 
     def __post_init__(self) -> None:
         check_telling(self.text, self.telling)
-        for name in ("dead_ends", "false_claims", "balanced"):
+        for name in ("dead_ends", "false_claims", "balanced", "repeated"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
         self._check_balances()
@@ -110,27 +127,28 @@ class Demonstrate:
             )
 
     def __call__(self, index: int) -> Demonstration:
-        coin = random.Random(f"balanced/{self.seed}/{self.split}/{index}")
-        balanced = self.balanced > 0 and coin.random() < self.balanced
-        posed = self._balanced(index) if balanced else self._posed(index)
+        wanted = {name: holds for name, holds in _KINDS.items() if self._draws(name, index)}
+        posed = self._posed(index, wanted)
         rng = random.Random(f"{self.seed}/{self.split}/{index}")
-        found = search(posed, self.solver, rng, unheard=balanced)
+        found = search(posed, self.solver, rng, unheard="balanced" in wanted)
         return self._thin(self._tell(posed, found, index), rng)
 
-    def _posed(self, index: int) -> Problem:
-        return problem(self.problems, self.seed, index, self.split)
+    def _draws(self, kind: str, index: int) -> bool:
+        share: float = getattr(self, kind)
+        coin = random.Random(f"{kind}/{self.seed}/{self.split}/{index}")
+        return coin.random() < share
 
-    def _balanced(self, index: int) -> Problem:
-        """The first problem, of a series that begins at ``index``, that products solve."""
-        for draw in range(MAX_DRAWS):
+    def _posed(self, index: int, wanted: dict[str, Callable[[Problem], bool]]) -> Problem:
+        """The first problem of all the kinds ``wanted``, of a series that begins at ``index``."""
+        for draw in range(MAX_DRAWS if wanted else 1):
             # Far beyond the indices of demonstrations, so that none of them poses the same.
-            posed = self._posed(index + (draw << 40))
-            numbers = start_of(posed).numbers
-            if any(b.path is not None for b in balances(numbers, posed.target)):
+            posed = problem(self.problems, self.seed, index + (draw << 40), self.split)
+            if all(holds(posed) for holds in wanted.values()):
                 return posed
+        kinds = " and ".join(wanted)
         raise ProblemError(
-            f"no product on both sides met in {MAX_DRAWS} problems with {self.problems}: "
-            "leave balanced at 0"
+            f"no problem with {self.problems} that is {kinds} came up in {MAX_DRAWS} draws: "
+            f"leave {kinds} at 0"
         )
 
     def _tell(self, posed: Problem, found: Search, index: int) -> Demonstration:

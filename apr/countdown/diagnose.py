@@ -221,9 +221,10 @@ def _compared_wrongly(first: Numbers, written: str) -> Iterator[bool]:
         elif mark == "," and op == "*":
             kept = value
         elif mark != ",":
-            # Who makes up a difference was added to the smaller of two products.
-            other = max(side, kept) if len(first) == 1 else side
-            yield (value == other) != (mark in _HITS)
+            if len(first) == 1:
+                # Who makes up a difference is added to one product, then to the other.
+                side, kept = kept, side
+            yield (value == side) != (mark in _HITS)
 
 
 def _holds(a: int, op: str, b: int, value: int) -> bool:

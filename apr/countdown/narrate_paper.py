@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from apr.countdown import paper
 from apr.countdown.narrate import Telling
-from apr.countdown.paper import Call, Name
+from apr.countdown.paper import Asked, Name
 from apr.countdown.problem import Path, Problem
 from apr.countdown.solver import Mode, Node, Search, Visit
 from apr.types import Demonstration, Segment
@@ -126,7 +126,7 @@ class _Teller:
             thread.told.extend(["No solution found in sub search", "\n"])
 
     def spawn(self, thread: _Thread, visit: Visit, level: int) -> None:
-        calls = [Call(str(level), self.names[node.path]) for node in visit.successors]
+        calls = [Asked(str(level), self.names[node.path]) for node in visit.successors]
         cut = len(thread.told)
         thread.told.extend(paper.spawn(calls))
         children = [

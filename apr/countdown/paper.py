@@ -96,7 +96,7 @@ _GOAL = re.compile(r"^[0-9]+,[0-9]+ equal: Goal Reached$", re.MULTILINE)
 _BUDGET = re.compile(r"Token Budget: [0-9]+ ")
 
 
-class Call(NamedTuple):
+class Asked(NamedTuple):
     """One line of a spawn: a child that is asked for."""
 
     level: str
@@ -143,7 +143,7 @@ class _Block(NamedTuple):
     """A spawn, as it stands in a thread's text."""
 
     before: str  # the text up to it
-    calls: list[Call]
+    calls: list[Asked]
     prompts: dict[int, str]  # what children start from, by position among ``calls``
 
 
@@ -171,7 +171,7 @@ def _block(prompt: str, sampled: str) -> _Block | Malformed:
         for i, line in enumerate(found)
         if line[2] in states
     }
-    return _Block(before, [Call(line[1], (line[2],)) for line in found], prompts)
+    return _Block(before, [Asked(line[1], (line[2],)) for line in found], prompts)
 
 
 def _states(text: str) -> dict[str, str]:
@@ -262,7 +262,7 @@ def verdict(number: int, target: int) -> list[str]:
     return [str(number), ",", str(target), words, "\n"]
 
 
-def spawn(calls: Iterable[Call]) -> list[str]:
+def spawn(calls: Iterable[Asked]) -> list[str]:
     out = [CALL, "\n"]
     for i, call in enumerate(calls):
         out += ("<Start Sub Search ", str(i), " at level ", call.level)
@@ -270,7 +270,7 @@ def spawn(calls: Iterable[Call]) -> list[str]:
     return [*out, CALLED]
 
 
-def results(calls: Iterable[Call], paths: Iterable[list[str]]) -> list[str]:
+def results(calls: Iterable[Asked], paths: Iterable[list[str]]) -> list[str]:
     """What stands in place of a spawn when its children have ended.
 
     Args:

@@ -14,7 +14,6 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import combinations
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
@@ -165,29 +164,6 @@ def split_of(numbers: Iterable[int]) -> Split:
 def solvable(problem: Problem) -> bool:
     """Whether ``problem`` has a solution. Exact; under a second up to six numbers."""
     return reaches(problem.numbers, problem.target)
-
-
-def first_path(numbers: Iterable[int], target: int) -> Path | None:
-    """Some path to ``target``, always the same one, or None where there is none."""
-    state = tuple(sorted(numbers, reverse=True))
-    if not reaches(state, target):
-        return None
-    path: list[Step] = []
-    while len(state) > 1:
-        step, state = next(s for s in _moves(state) if reaches(s[1], target))
-        path.append(step)
-    return tuple(path)
-
-
-def _moves(state: tuple[int, ...]) -> Iterator[tuple[Step, tuple[int, ...]]]:
-    for i, j in combinations(range(len(state)), 2):
-        a, b = state[i], state[j]
-        rest = state[:i] + state[i + 1 : j] + state[j + 1 :]
-        steps = [Step(a, "+", b, a + b), Step(a, "-", b, a - b), Step(a, "*", b, a * b)]
-        if b and a % b == 0:
-            steps.append(Step(a, "/", b, a // b))
-        for step in steps:
-            yield step, tuple(sorted((*rest, step.value), reverse=True))
 
 
 def reaches(numbers: tuple[int, ...], target: int) -> bool:

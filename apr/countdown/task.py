@@ -62,7 +62,7 @@ class Countdown:
         if self.text != Text.PAPER:
             message = compact.message(problem.target, start_of(problem))
             return "".join(compact.spawn([message] * num_children))
-        return "\n" + "".join(paper.spawn([paper.Call("1", paper.ROOT)] * num_children))
+        return "\n" + "".join(paper.spawn([paper.Asked("1", paper.ROOT)] * num_children))
 
 
 class Vocabulary(NamedTuple):
@@ -126,9 +126,11 @@ def step_ends(text: Text) -> tuple[str, ...]:
     return (compact.ENTER, compact.LATER, compact.MISS, compact.HIT)
 
 
-def join_word(text: Text) -> str | None:
-    """The word behind which stands what a thread joins with; the paper's text has none."""
-    return None if text == Text.PAPER else "<join>"
+def mark_words(text: Text) -> tuple[str, str, str] | None:
+    """The words that open and close a spawn, and the one behind which stands what a thread joins
+    with; the paper's text has none.
+    """
+    return None if text == Text.PAPER else ("<spawn>", "</spawn>", "<join>")
 
 
 def decisive_words(text: Text) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ Axis suffixes: ``_B`` row of a batch, ``_T`` token of a row.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,6 +25,26 @@ IGNORE = -100
 _OPEN_ROWS = 64
 
 
+class Place(IntEnum):
+    """Where in its thread a token stands; of several that hold, the last."""
+
+    SEARCH = 0
+    SPAWN = 1
+    """In what the thread spawns children with."""
+    JOIN = 2
+    """In what it joins with."""
+    HEARD = 3
+    """Behind what it heard after it first wrote."""
+
+
+class Marks(NamedTuple):
+    """Ids that say where a place begins, or ends."""
+
+    spawn: int
+    spawned: int  # the end of a spawn
+    join: int
+
+
 class Batch(NamedTuple):
     """B rows of T tokens."""
 
@@ -31,8 +52,7 @@ class Batch(NamedTuple):
     targets_BT: Tensor  # the id that follows, IGNORE where nothing is to be learnt
     positions_BT: Tensor  # within the sequence
     segments_BT: Tensor  # number of the sequence in its row, -1 for padding
-    heard_BT: Tensor  # whether the target stands behind what its thread heard after it first wrote
-    message_BT: Tensor  # whether the target is part of what its thread joins with
+    places_BT: Tensor  # the Place of the target
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(t.to(device, non_blocking=True) for t in self))
@@ -48,9 +68,9 @@ class PackedBatches:
         length: int,
         seed: int,
         pad_id: int,
-        join_id: int | None = None,
+        marks: Marks | None = None,
     ):
-        """``join_id`` opens what a thread joins with; by default nothing is known of that."""
+        """Without ``marks`` no place is known but those behind what was heard."""
         lengths = np.diff(sequences.offsets)
         if len(lengths) == 0:
             raise DataError("the data holds no sequence: loosen its filters")
@@ -65,7 +85,7 @@ class PackedBatches:
         self.length = length
         self.seed = seed
         self.pad_id = pad_id
-        self.join_id = join_id
+        self.marks = marks
         # Two epochs at most are alive, at their border.
         self._epoch = lru_cache(maxsize=2)(self._pack)
         self.per_epoch = max(1, len(self._epoch(0)) // rows)
@@ -104,7 +124,7 @@ class PackedBatches:
         shape = (self.rows, self.length)
         ids, targets = np.full(shape, self.pad_id), np.full(shape, IGNORE)
         positions, segments = np.zeros(shape, np.int64), np.full(shape, -1)
-        heard, message = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
+        places = np.full(shape, int(Place.SEARCH))
         for r, row in enumerate(rows):
             start = 0
             for n, index in enumerate(row):
@@ -112,15 +132,22 @@ class PackedBatches:
                 end = start + len(sequence)
                 ids[r, start:end] = sequence
                 targets[r, start : end - 1] = np.where(loss[1:], sequence[1:], IGNORE)
-                heard[r, start : end - 1] = np.logical_or.accumulate(loss[:-1] & ~loss[1:])
-                if self.join_id is not None:
-                    joins = sequence[:-1] == self.join_id
-                    message[r, start : end - 1] = np.logical_or.accumulate(joins)
+                places[r, start : end - 1] = self._places(sequence[:-1], loss)
                 positions[r, start:end] = np.arange(len(sequence))
                 segments[r, start:end] = n
                 start = end
-        columns = (ids, targets, positions, segments, heard, message)
+        columns = (ids, targets, positions, segments, places)
         return Batch(*(torch.from_numpy(x) for x in columns))
+
+    def _places(self, before: NDArray[np.int32], loss: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Of each token after the first, from the ids ``before`` it and who wrote which."""
+        places = np.full(len(before), int(Place.SEARCH))
+        if self.marks is not None:
+            opened = np.cumsum(before == self.marks.spawn)
+            places[opened > np.cumsum(before == self.marks.spawned)] = Place.SPAWN
+            places[np.logical_or.accumulate(before == self.marks.join)] = Place.JOIN
+        places[np.logical_or.accumulate(loss[:-1] & ~loss[1:])] = Place.HEARD
+        return places
 
     def _sequence(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         start, end = self.sequences.offsets[index : index + 2]

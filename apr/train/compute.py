@@ -45,8 +45,7 @@ class Inputs(NamedTuple):
     ids_N: Tensor
     targets_N: Tensor
     positions_N: Tensor
-    heard_N: Tensor
-    message_N: Tensor
+    places_N: Tensor
     attend: Attend
     num_learnt: int
 
@@ -74,11 +73,10 @@ class Compute:
     def inputs(self, batch: Batch) -> Inputs:
         """``batch``, which is on the host, on the device."""
         return Inputs(
-            ids_N=self._place(batch.ids_BT),
-            targets_N=self._place(batch.targets_BT),
-            positions_N=self._place(batch.positions_BT),
-            heard_N=self._place(batch.heard_BT),
-            message_N=self._place(batch.message_BT),
+            ids_N=self._moved(batch.ids_BT),
+            targets_N=self._moved(batch.targets_BT),
+            positions_N=self._moved(batch.positions_BT),
+            places_N=self._moved(batch.places_BT),
             attend=packed_attention(batch.segments_BT, self.device, self.kernel),
             num_learnt=int((batch.targets_BT != IGNORE).sum()),
         )
@@ -95,7 +93,7 @@ class Compute:
                 ahead = pool.submit(lambda: self.inputs(batches.batch(next(numbers))))
                 yield ready
 
-    def _place(self, x_BT: Tensor) -> Tensor:
+    def _moved(self, x_BT: Tensor) -> Tensor:
         x = x_BT.flatten()
         if self.device.type != "cuda":
             return x.to(self.device)

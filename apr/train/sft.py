@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from apr.config import check_least
-from apr.data.packing import IGNORE, Batch, PackedBatches
+from apr.data.packing import IGNORE, Batch, PackedBatches, Place
 from apr.errors import ConfigError, OutOfTime
 from apr.models.llama import Attend, Llama
 from apr.train.compute import Compute, Inputs, Precision, compute_on
@@ -50,6 +50,9 @@ class SFTConfig:
     heard_weight: float = 1.0
     """Weight in the loss of what a thread writes once it has heard its children. It is what becomes
     of all their work, and one token in twenty of a root's."""
+    spawn_weight: float = 1.0
+    """Weight in the loss of what a thread spawns children with the first time. Most of it is
+    copied; which part comes next decides what is looked at, and what is left out nobody finds."""
     message_weight: float = 1.0
     """Weight in the loss of what any other thread joins with. It is all that is left of its work,
     and most threads that are trained on join with nothing."""
@@ -71,7 +74,12 @@ class SFTConfig:
             eval_batches=self.eval_batches,
             save_every=self.save_every,
         )
-        check_least(0, heard_weight=self.heard_weight, message_weight=self.message_weight)
+        check_least(
+            0,
+            heard_weight=self.heard_weight,
+            spawn_weight=self.spawn_weight,
+            message_weight=self.message_weight,
+        )
 
 
 class Losses(NamedTuple):
@@ -183,6 +191,7 @@ class _Update:
     ) -> None:
         self.model, self.optimizers, self.config = model, optimizers, config
         self.weights_V = weights_V.to(compute.device)
+        self.weights_P = _place_weights(config).to(compute.device)
         self.compute, self.world = compute, world
         self.parameters = list(model.parameters())
 
@@ -208,8 +217,7 @@ class _Update:
     def _weights(self, inputs: Inputs) -> Tensor:
         """[N] of each target in the loss: of its token, times that of where it stands."""
         weights_N = self.weights_V[inputs.targets_N.clamp(min=0)]
-        place_N = torch.where(inputs.message_N, self.config.message_weight, 1.0)
-        return weights_N * torch.where(inputs.heard_N, self.config.heard_weight, place_N)
+        return weights_N * self.weights_P[inputs.places_N]
 
 
 class _Pending:
@@ -296,6 +304,17 @@ def _weights_of(model: Llama, weights: Mapping[int, float]) -> Tensor:
     for id, weight in weights.items():
         weights_V[id] = weight
     return weights_V
+
+
+def _place_weights(config: SFTConfig) -> Tensor:
+    """Weight of each of the P places in the loss."""
+    weights = {
+        Place.SEARCH: 1.0,
+        Place.SPAWN: config.spawn_weight,
+        Place.JOIN: config.message_weight,
+        Place.HEARD: config.heard_weight,
+    }
+    return torch.tensor([weights[place] for place in Place])
 
 
 @torch.no_grad()

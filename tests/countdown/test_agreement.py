@@ -12,8 +12,9 @@ import pytest
 
 from apr.countdown import compact
 from apr.countdown.grade import grade
-from apr.countdown.problem import Path, Problem, Step, first_path, solvable
+from apr.countdown.problem import Path, Problem, Step, solvable
 from apr.countdown.solver import SearchConfig, search
+from tests.countdown.paths import first_path
 
 FULL = SearchConfig()
 

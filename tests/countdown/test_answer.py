@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from apr.countdown import compact
 from apr.countdown.answer import canonical, expression, read_answers, spell
 from apr.countdown.grade import grade
-from apr.countdown.problem import Problem, first_path
+from apr.countdown.problem import Problem
 from apr.countdown.solver import SearchConfig, search
 from apr.errors import DataError
+from tests.countdown.paths import first_path
 
 numbers = st.lists(st.integers(1, 12), min_size=2, max_size=4)
 

@@ -183,8 +183,26 @@ def test_a_share_of_problems_is_balanced_and_solved_so() -> None:
     assert len(prompts) == 20
 
 
-def test_problems_without_products_that_meet() -> None:
-    spec = ProblemSpec(num_numbers=(2, 2), high=9, target_low=1, target_high=18)
-    one = Demonstrate(spec, SearchConfig(spawn_depth=1, balances=True), balanced=1.0)
-    with pytest.raises(ProblemError, match="leave balanced at 0"):
+def test_in_a_share_of_problems_a_number_stands_twice() -> None:
+    plain = Demonstrate(ProblemSpec(), FULL)
+    some = replace(plain, repeated=0.5)
+    others = [some(index) for index in range(20) if some(index) != plain(index)]
+    assert 4 < len(others) < 16
+    both = replace(some, solver=replace(FULL, balances=True), balanced=1.0, repeated=1.0)(0)
+    assert both.solved
+    for told in (*others, both):
+        numbers = told.sequences[0][0].pieces[3:-1]
+        assert len(set(numbers)) < len(numbers)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [
+        (ProblemSpec(num_numbers=(2, 2), high=9, target_low=1, target_high=18), "balanced"),
+        (ProblemSpec(num_numbers=(1, 1), solvable=None), "repeated"),
+    ],
+)
+def test_a_kind_of_problem_that_never_comes_up(spec: ProblemSpec, kind: str) -> None:
+    one = Demonstrate(spec, SearchConfig(spawn_depth=1, balances=True), **{kind: 1.0})
+    with pytest.raises(ProblemError, match=f"leave {kind} at 0"):
         one(0)

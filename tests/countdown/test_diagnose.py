@@ -171,8 +171,8 @@ def test_products_on_both_sides() -> None:
     assert not any(wrong)
     first = diagnosed(run(config=replace(BALANCED, balances=False), posed=BEYOND))
     assert first.causes == {Cause.BEYOND: 1}
-    # Ten pairs have six verdicts each, five differences three; one is a hit, the second of three.
-    assert found.verdicts.num - first.verdicts.num == 10 * 6 + 5 * 3 - 1
+    # Fifteen parts have six verdicts each; one is a hit, the fourth of its six.
+    assert found.verdicts.num - first.verdicts.num == 15 * 6 - 2
 
 
 @pytest.mark.parametrize("text", [Text.COMPACT, Text.WHOLE])

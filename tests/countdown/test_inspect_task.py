@@ -16,7 +16,8 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 from apr.countdown.answer import expression
 from apr.countdown.inspect_task import answer_of, countdown
-from apr.countdown.problem import ProblemSpec, Split, first_path, problem
+from apr.countdown.problem import ProblemSpec, Split, problem
+from tests.countdown.paths import first_path
 
 # What inspect_ai deprecates and leaves open is theirs to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")

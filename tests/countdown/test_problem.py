@@ -11,7 +11,6 @@ from apr.countdown.problem import (
     Problem,
     ProblemSpec,
     Split,
-    first_path,
     problem,
     reaches,
     read_problems,
@@ -19,6 +18,7 @@ from apr.countdown.problem import (
     split_of,
 )
 from apr.errors import DataError, ProblemError
+from tests.countdown.paths import first_path
 
 PAPER = ProblemSpec()
 

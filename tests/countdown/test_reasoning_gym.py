@@ -16,8 +16,9 @@ import pytest
 
 from apr.countdown.answer import expression
 from apr.countdown.grade import grade
-from apr.countdown.problem import Problem, first_path, read_problems
+from apr.countdown.problem import Problem, read_problems
 from apr.countdown.solver import SearchConfig, search
+from tests.countdown.paths import first_path
 
 reasoning_gym = pytest.importorskip(
     "reasoning_gym", reason="reasoning-gym is not installed: pip install -e '.[bench]'"

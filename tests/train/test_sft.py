@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from apr.data.packing import PackedBatches
+from apr.data.packing import Marks, PackedBatches, Place
 from apr.data.shards import Sequences
 from apr.errors import CheckpointError, OutOfTime
 from apr.models.llama import Llama
@@ -59,8 +59,11 @@ def counting(num_sequences: int, seed: int) -> Sequences:
     return sequences(ids, [[False, *[True] * (len(s) - 1)] for s in ids])
 
 
-def batches(data: Sequences, rows: int = 2, join_id: int | None = None) -> PackedBatches:
-    return PackedBatches(data, rows, ROW, seed=0, pad_id=0, join_id=join_id)
+MARKS = Marks(spawn=17, spawned=18, join=19)
+
+
+def batches(data: Sequences, rows: int = 2, marks: Marks | None = MARKS) -> PackedBatches:
+    return PackedBatches(data, rows, ROW, seed=0, pad_id=0, marks=marks)
 
 
 def train(run: Path, config: SFTConfig = CONFIG, **options: Any) -> tuple[Llama, Losses]:
@@ -103,59 +106,48 @@ def test_the_loss_of_a_token_is_its_cross_entropy_where_it_is_demonstrated() -> 
     assert token_losses(model, batch).sum().item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_a_thread_writes_once_it_has_heard_is_marked() -> None:
-    # A prompt, two ids written, two heard, two written, one heard, one written.
-    loss = [False, False, True, True, False, False, True, True, False, True]
-    parent, child = list(range(1, 11)), list(range(11, 16))
-    data = sequences([parent, child], [loss, [False, *[True] * 4]])
-    batch = batches(data, rows=1).batch(0)
-    learnt = batch.targets_BT[batch.heard_BT & (batch.targets_BT >= 0)]
-    assert learnt.tolist() == [7, 8, 10]
+def test_each_place_of_a_thread_is_known() -> None:
+    # A prompt, an id; two asked for; three heard; another spawn, a join.
+    parent = [1, 2, 17, 3, 18, 4, 5, 6, 17, 7, 18, 19, 8]
+    written = [False] + [True] * 4 + [False] * 3 + [True] * 5
+    child, wrote = [9, 10, 17, 11, 18, 12, 19, 13, 14], [False, *[True] * 8]
+    data = sequences([parent, child], [written, wrote])
+    search, spawn, join, heard = Place
+    expected = {
+        1: [search] * 2 + [spawn] * 2 + [heard] * 8,
+        9: [search] * 2 + [spawn] * 2 + [search] * 2 + [join] * 2,
+    }
+    batch = batches(data, rows=2).batch(0)
+    for ids, places, segments in zip(batch.ids_BT, batch.places_BT, batch.segments_BT, strict=True):
+        follow = places[segments == 0][:-1]
+        assert follow.tolist() == expected[int(ids[0])]
+    unmarked = batches(data, rows=2, marks=None).batch(0).places_BT
+    assert (unmarked == heard).sum() == 8
+    assert (unmarked == search).sum() == 2 * ROW - 8
 
 
-@pytest.mark.parametrize("name", ["heard_weight", "message_weight"])
-def test_what_a_thread_tells_of_its_work_can_weigh_more(tmp_path: Path, name: str) -> None:
-    ids = [[2 + i % 10, 3 + i % 7, 20, 5 + i % 9] for i in range(40)]
-    # 20 is either what is heard, or opens what the thread joins with.
+WHERE = {"spawn_weight": Place.SPAWN, "message_weight": Place.JOIN, "heard_weight": Place.HEARD}
+
+
+@pytest.mark.parametrize("name", WHERE)
+def test_what_becomes_of_the_work_can_weigh_more(tmp_path: Path, name: str) -> None:
+    opens = {"spawn_weight": MARKS.spawn, "message_weight": MARKS.join, "heard_weight": 16}[name]
+    ids = [[2 + i % 10, 3 + i % 7, opens, 5 + i % 9] for i in range(40)]
     heard = name == "heard_weight"
-    data = batches(sequences(ids, [[False, True, not heard, True]] * 40), join_id=20)
+    data = batches(sequences(ids, [[False, True, not heard, True]] * 40))
 
     def losses(weight: float) -> float:
-        """Of the ids that follow 20, after some steps."""
+        """Of the ids in that place, after some steps."""
         model = Llama(tiny_config())
         model.init_weights(0)
         optim = replace(CONFIG.optim, clip=1e9)
         config = replace(CONFIG, steps=30, optim=optim, **{name: weight})
         train_sft(model, data, data, config, tmp_path / f"{weight}", WATCHED, progress=False)
         batch = data.batch(0)
-        marked = (batch.heard_BT if heard else batch.message_BT).flatten()
+        marked = batch.places_BT.flatten() == WHERE[name]
         return float(token_losses(model, batch)[marked].sum().detach())
 
     assert losses(4.0) < losses(1.0) < losses(0.0)
-
-
-def test_what_a_thread_joins_with_is_marked() -> None:
-    parent, child = [1, 2, 3, 9, 4, 5], [6, 7, 9]
-    loss = [[False, *[True] * (len(ids) - 1)] for ids in (parent, child)]
-    data = sequences([parent, child], loss)
-    batch = batches(data, rows=1, join_id=9).batch(0)
-    assert batch.targets_BT[batch.message_BT].tolist() == [4, 5]
-    assert not batches(data, rows=1).batch(0).message_BT.any()
-
-
-def test_what_is_heard_is_weighed_as_heard_whatever_it_joins_with(tmp_path: Path) -> None:
-    data = batches(
-        sequences([[2, 3, 20, 5, 6]] * 8, [[False, True, False, True, True]] * 8), join_id=5
-    )
-
-    def trained(weight: float) -> torch.Tensor:
-        model = Llama(tiny_config())
-        model.init_weights(0)
-        config = replace(CONFIG, message_weight=weight, heard_weight=2.0)
-        train_sft(model, data, data, config, tmp_path / f"{weight}", WATCHED, progress=False)
-        return model.embed_tokens.weight.detach()
-
-    assert torch.equal(trained(1.0), trained(9.0))
 
 
 @pytest.mark.parametrize(("demonstrated", "counts"), [(False, False), (True, True)])
