@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from apr.errors import ConfigError, ContextError
 from apr.types import Completion, Grade, Ids, Sampling
 
 
@@ -81,6 +82,40 @@ class SharedEngine(Engine, Protocol):
             ConfigError: there are more workers than the engine's memory holds at once.
         """
         ...
+
+
+def check_request(
+    prompt_ids: Sequence[int],
+    sampling: Sampling,
+    context: int,
+    codec: Codec | None,
+    vocabulary: int | None = None,
+) -> None:
+    """What no engine can meet.
+
+    Args:
+        codec: that of the engine, if it has one.
+        vocabulary: how many ids its model knows, where that is known.
+
+    Raises:
+        ContextError: there is no prompt, it does not fit ``context`` with what is to follow, or the
+            model does not know its ids.
+        ConfigError: stop strings, and nothing that spells ids.
+    """
+    if not prompt_ids:
+        raise ContextError("the prompt is empty: give at least one token")
+    if sampling.max_tokens < 1 or len(prompt_ids) + sampling.max_tokens > context:
+        raise ContextError(
+            f"{len(prompt_ids)} tokens of prompt and {sampling.max_tokens} to sample do not "
+            f"fit a context of {context}"
+        )
+    if sampling.stop_strings and codec is None:
+        raise ConfigError("stop strings need a codec: give the engine one, or use stop ids")
+    if vocabulary is not None and not 0 <= min(prompt_ids) <= max(prompt_ids) < vocabulary:
+        raise ContextError(
+            f"the prompt has ids outside of the model's vocabulary of {vocabulary}: "
+            "use the tokenizer the model was trained with"
+        )
 
 
 class Codec(Protocol):

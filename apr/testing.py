@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from apr.dialects.tags import TAGS
-from apr.errors import ContextError
-from apr.interfaces import Codec
+from apr.interfaces import Codec, check_request
 from apr.types import Completion, FinishReason, Ids, Sampling
 
 
@@ -103,11 +102,7 @@ class ScriptedEngine:
         Raises:
             LookupError: the script has no reply to the prompt.
         """
-        if sampling.max_tokens < 1 or len(prompt_ids) + sampling.max_tokens > self.context:
-            raise ContextError(
-                f"{len(prompt_ids)} tokens of prompt and {sampling.max_tokens} to sample do not "
-                f"fit a context of {self.context}"
-            )
+        check_request(prompt_ids, sampling, self.context, self.codec)
         reply = self._reply(prompt_ids, sampling)
         self.num_active += 1
         try:

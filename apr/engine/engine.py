@@ -21,8 +21,8 @@ from apr.engine.pages import PagePool
 from apr.engine.scheduler import Chunk, Scheduler
 from apr.engine.sequence import fail, sequence_of
 from apr.engine.steps import Steps, StepsInC, StepsInTorch
-from apr.errors import ConfigError, ContextError, EngineError
-from apr.interfaces import Codec
+from apr.errors import ConfigError, EngineError
+from apr.interfaces import Codec, check_request
 from apr.models.llama import Llama, LlamaConfig
 from apr.models.precision import Precision
 from apr.types import Completion, Sampling
@@ -137,22 +137,9 @@ class EmbeddedEngine:
 
     def check(self, prompt_ids: Ids[int], sampling: Sampling) -> None:
         """Raise what ``generate`` raises of a request that cannot be met."""
-        if sampling.stop_strings and self.codec is None:
-            raise ConfigError("stop strings need a codec: give the engine one, or use stop ids")
-        if not prompt_ids:
-            raise ContextError("the prompt is empty: give at least one token")
         vocabulary = self.model.config.vocab_size
-        if not 0 <= min(prompt_ids) <= max(prompt_ids) < vocabulary:
-            raise ContextError(
-                f"the prompt has ids outside of the model's vocabulary of {vocabulary}: "
-                "use the tokenizer the model was trained with"
-            )
+        check_request(prompt_ids, sampling, self.context, self.codec, vocabulary)
         check_drawing(sampling.temperature, sampling.top_p, sampling.top_k)
-        if sampling.max_tokens < 1 or len(prompt_ids) + sampling.max_tokens > self.context:
-            raise ContextError(
-                f"{len(prompt_ids)} tokens of prompt and {sampling.max_tokens} to sample do not "
-                f"fit a context of {self.context}"
-            )
 
     def _step(self) -> bool:
         """One step of whatever there is to do; returns whether there was anything."""

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from apr.errors import ConfigError, ContextError, InputError
-from apr.interfaces import Codec
+from apr.errors import InputError
+from apr.interfaces import Codec, check_request
 from apr.remote.http import Http, Json
 from apr.types import Completion, FinishReason, Ids, Sampling
 
@@ -127,9 +127,7 @@ class RemoteEngine:
         Raises:
             InputError: the server refuses the request.
         """
-        check_room(prompt_ids, sampling, self.context)
-        if sampling.stop_strings and self.codec is None:
-            raise ConfigError("stop strings need a codec: give the engine one, or use stop ids")
+        check_request(prompt_ids, sampling, self.context, self.codec)
         stream = self.http.config.stream and on_tokens is not None
         exchange = self.api.exchange(tuple(prompt_ids), sampling, stream)
         answer = Answer(sampling, self.codec, on_tokens)
@@ -165,17 +163,3 @@ def _of_numbers(piece: Piece) -> Piece:
         if type(logprob) not in (float, int):
             raise TypeError(f"{logprob!r} is no logprob")
     return piece
-
-
-def check_room(prompt_ids: Sequence[int], sampling: Sampling, context: int) -> None:
-    """
-    Raises:
-        ContextError: there is no prompt, or it does not fit ``context`` with what is to follow.
-    """
-    if not prompt_ids:
-        raise ContextError("the prompt is empty: give at least one token")
-    if sampling.max_tokens < 1 or len(prompt_ids) + sampling.max_tokens > context:
-        raise ContextError(
-            f"{len(prompt_ids)} tokens of prompt and {sampling.max_tokens} to sample do not "
-            f"fit a context of {context}"
-        )

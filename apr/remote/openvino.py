@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from apr.config import build_query, check_least
-from apr.errors import CheckpointError, ConfigError, ContextError, EngineError, InputError
-from apr.interfaces import Codec
-from apr.remote.engine import Answer, Piece, check_room
+from apr.errors import CheckpointError, ConfigError, EngineError, InputError
+from apr.interfaces import Codec, check_request
+from apr.remote.engine import Answer, Piece
 from apr.types import Completion, FinishReason, Sampling
 
 SCHEME = "openvino://"
@@ -105,14 +105,7 @@ class OpenVINOEngine:
         on_tokens: Callable[[Sequence[int]], None] | None = None,
     ) -> Completion:
         """As ``apr.interfaces.Engine.generate``."""
-        check_room(prompt_ids, sampling, self.context)
-        if sampling.stop_strings and self.codec is None:
-            raise ConfigError("stop strings need a codec: give the engine one, or use stop ids")
-        if not 0 <= min(prompt_ids) <= max(prompt_ids) < self.vocabulary:
-            raise ContextError(
-                f"the prompt has ids outside of the model's vocabulary of {self.vocabulary}: "
-                "use the tokenizer the model was trained with"
-            )
+        check_request(prompt_ids, sampling, self.context, self.codec, self.vocabulary)
         request = self._ask(prompt_ids, sampling, on_tokens)
         self._wake()
         try:
