@@ -216,10 +216,14 @@ def from_hf(weights: dict[str, Tensor], config: LlamaConfig) -> dict[str, Tensor
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file; raises OSError where the disk refuses it, as a plain write does."""
+    path.touch()
+    # Whoever may read a new file may read this one; safetensors writes what only its owner may.
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as e:
         raise OSError(str(e)) from e
+    path.chmod(mode)
 
 
 def _save_weights(weights: dict[str, Tensor], directory: Path) -> None:

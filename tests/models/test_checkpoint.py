@@ -57,6 +57,13 @@ def test_weights_and_config_come_back_bit_for_bit(
         assert torch.equal(loaded.state_dict()[name], weight), name
 
 
+def test_whoever_may_read_a_new_file_may_read_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    save_checkpoint(tiny_model(), tmp_path / "model")
+    expected = (tmp_path / "new").stat().st_mode
+    assert {f.stat().st_mode for f in (tmp_path / "model").iterdir()} == {expected}
+
+
 def test_weights_can_be_stored_and_loaded_in_half_the_bits(tmp_path: Path) -> None:
     model = tiny_model()
     save_checkpoint(model, tmp_path / "model", dtype=torch.bfloat16)
