@@ -19,7 +19,7 @@ import apr
 from apr import api, config
 from apr.api.training import codec_of, network_of
 from apr.countdown.demonstrate import Condition
-from apr.countdown.narrate import Telling
+from apr.countdown.narrate import Telling, Text
 from apr.countdown.problem import Problem, Split, split_of
 from apr.engine import EmbeddedEngine, EngineConfig
 from apr.errors import (
@@ -133,6 +133,14 @@ def test_a_run_of_an_older_version_goes_on(trained: Trained, tmp_path: Path) -> 
 
 def test_watched_tokens_are_tokens_of_the_recipe(trained: Trained) -> None:
     assert set(trained.losses.by_class) == {"verdicts", "operations", "operators"}
+
+
+@pytest.mark.parametrize("name", ["spawn_weight", "message_weight"])
+def test_the_papers_text_has_no_word_that_opens_a_place(name: str) -> None:
+    told = replace(RECIPE.demonstrations, text=Text.PAPER)
+    replace(RECIPE, demonstrations=told)
+    with pytest.raises(ConfigError, match=f"leave.*{name}"):
+        replace(RECIPE, demonstrations=told, sft=replace(RECIPE.sft, **{name: 2.0}))
 
 
 def test_words_without_weight_are_not_learnt(trained: Trained, tmp_path: Path) -> None:
