@@ -78,7 +78,8 @@ class Demonstrate:
     rests: bool = False
     """Whether a thread says of each division whether it leaves a rest: where it searches on from a
     state in its place, where it spawns beforehand. Otherwise it has to know that before it writes
-    either number, and what it leaves out nobody finds. Of searches of full width in fixed order."""
+    either number, and what it leaves out nobody finds. Of searches in fixed order; what a thread
+    searches itself it searches at full width."""
     balanced: float = 0.0
     """Share of the demonstrations that balance whatever a child found, which then goes unheard, and
     whose problems are drawn until products on both sides meet: what is rarely needed, and then
@@ -105,6 +106,8 @@ class Demonstrate:
             raise ConfigError(f"bin is the width of a context bin in tokens, not {self.bin}")
 
     def _check_balances(self) -> None:
+        if self.solver.rounds != 1 and self.text == Text.PAPER:
+            raise ConfigError("the paper text tells of one spawn: leave rounds at 1")
         if self.solver.balances and self.text == Text.PAPER:
             raise ConfigError("the paper text tells no balances: tell them in the compact text")
         if self.balanced and not self.solver.balances:
@@ -120,10 +123,14 @@ class Demonstrate:
         solver = self.solver
         if self.text == Text.PAPER:
             raise ConfigError("the paper text tells no rests: tell them in the compact text")
-        if solver.beam[1] or solver.child_beam[1] or solver.order != Order.FIXED:
+        if solver.order != Order.FIXED:
+            raise ConfigError("rests are told one after another: leave order at fixed")
+        spawning = 0 if self.telling == Telling.SERIAL else solver.spawn_depth
+        widest = max(self.problems.num_numbers[1] - spawning, solver.spawn_size - 1)
+        if (solver.beam[1] or solver.child_beam[1]) and solver.full_width < widest:
             raise ConfigError(
-                "rests are told of all divisions, one after another: leave out beam and "
-                "child_beam, and order at fixed"
+                "rests are told of all divisions: leave out beam and child_beam, or set "
+                f"full_width = {widest}, the numbers of which a thread searches on by itself"
             )
 
     def __call__(self, index: int) -> Demonstration:

@@ -145,21 +145,29 @@ class _Teller:
         return thread
 
     def search(self, thread: _Thread, found: Search) -> None:
-        # Where products are compared, a child may have found something that went unheard.
-        unheard = found.visits[-1].mode is Mode.BALANCE
+        node = found.start
         for n, visit in enumerate(found.visits):
-            if n and visit.mode is not Mode.BALANCE:
+            if visit.node != node and visit.mode is not Mode.BALANCE:
                 # Taken from the queue: the way there from this search's start is said again.
                 steps = visit.node.path[len(found.start.path) :]
                 thread.told.extend(compact.path_pieces(steps) + self.enter(visit.node))
-            self.visit(thread, visit, unheard)
+            if self.rests and self.spawns(visit) and (n == 0 or visit.node != node):
+                for a, b in dict.fromkeys(combinations(visit.node.numbers, 2)):
+                    thread.told.extend(compact.division_pieces(a, b))
+            # Whatever children found, a thread that goes on after them heard nothing.
+            self.visit(thread, visit, unheard=visit is not found.visits[-1])
+            node = visit.node
+
+    def spawns(self, visit: Visit) -> bool:
+        """Whether the successors are told of by threads of their own."""
+        return visit.mode is Mode.SPAWN and self.telling != Telling.SERIAL
 
     def visit(self, thread: _Thread, visit: Visit, unheard: bool) -> None:
         if visit.mode is Mode.BALANCE and self.telling == Telling.SERIAL:
             return self.compare(thread, visit)
         if visit.mode is Mode.BALANCE:
             return self.spawn_balances(thread, visit)
-        if visit.mode is Mode.SPAWN and self.telling != Telling.SERIAL:
+        if self.spawns(visit):
             return self.spawn(thread, visit, unheard)
         if visit.mode is Mode.LIST:
             for child in visit.successors:
@@ -180,9 +188,6 @@ class _Teller:
                 thread.told.extend(compact.division_pieces(steps[n].a, steps[n].b))
 
     def spawn(self, thread: _Thread, visit: Visit, unheard: bool) -> None:
-        if self.rests:
-            for a, b in dict.fromkeys(combinations(visit.node.numbers, 2)):
-                thread.told.extend(compact.division_pieces(a, b))
         messages = [self.message(self.target, child) for child in visit.successors]
         thread.told.extend(compact.spawn(messages))
         children = [

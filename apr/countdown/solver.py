@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, islice
 from typing import NamedTuple
 
 from apr.config import check_least
@@ -70,9 +71,18 @@ class Order(StrEnum):
     FIXED = "fixed"
     """As enumerated: pairs from the largest numbers down, + - * / for each. Learns best."""
     HEURISTIC = "heuristic"
-    """Nearest to a factor of the target first."""
+    """The best by the heuristic first."""
     SHUFFLED = "shuffled"
     """At random, as in the official release."""
+
+
+class Heuristic(StrEnum):
+    """What makes one state better than another."""
+
+    MULTIPLY = "multiply"
+    """Numbers near to factors of the target (paper, section 3.2)."""
+    SUM = "sum"
+    """Small numbers. Of many, what they come to is soon beyond every target."""
 
 
 class Visit(NamedTuple):
@@ -89,7 +99,7 @@ class Search(NamedTuple):
     """Everything one line of search did, from ``start`` on."""
 
     start: Node
-    visits: tuple[Visit, ...]  # after what a visit found, another stands only where it goes unheard
+    visits: tuple[Visit, ...]  # what children of any but the last found goes unheard
     goal: Node | None  # the solved state, or None
 
 
@@ -101,6 +111,14 @@ class SearchConfig:
     """Successors kept per state by the root thread, drawn per problem (paper: APR 1..10)."""
     child_beam: tuple[int, int] = (0, 0)
     """Successors kept per state by spawned threads, drawn per thread (paper: up to 15)."""
+    full_width: int = 0
+    """States of at most this many numbers keep all their successors, whatever the beam: narrow
+    where there is much to choose from, and nothing is missed near the end."""
+    rounds: int = 1
+    """Most spawns of the root thread from one state: where no child found anything, it spawns once
+    more, for the next best successors, a beam of them; 0 is until none are left."""
+    heuristic: Heuristic = Heuristic.MULTIPLY
+    """Which successors a beam keeps."""
     promising: float = 1.0
     """Chance that a state is searched under at once rather than listed (paper: .1 or .9)."""
     spawn_depth: int = 0
@@ -128,9 +146,15 @@ class SearchConfig:
             raise ConfigError(f"promising is a chance between 0 and 1, not {self.promising}")
         if self.balances and not self.spawn_depth:
             raise ConfigError("balances are threads: let a search spawn with spawn_depth = 1")
+        if self.rounds != 1 and not (self.spawn_depth and self.beam[0]):
+            raise ConfigError(
+                "rounds are of children, a beam at a time: set spawn_depth and a beam of 1 or more"
+            )
         check_least(
             0,
             spawn_depth=self.spawn_depth,
+            full_width=self.full_width,
+            rounds=self.rounds,
             max_children=self.max_children,
             max_value=self.max_value,
             max_final=self.max_final,
@@ -184,25 +208,32 @@ class _Searcher:
         queue = [(0, 0, start)]
         while queue:
             node = heapq.heappop(queue)[2]
-            visit, goal = self.visit(node, beam, level)
-            visits.append(visit)
-            if goal is not None:
-                return Search(start, tuple(visits), goal)
+            for visit, goal in self.visit(node, beam, level):
+                visits.append(visit)
+                if goal is not None:
+                    return Search(start, tuple(visits), goal)
             if visit.mode is Mode.LIST and len(node.numbers) > 2:
                 for n, child in enumerate(visit.successors):
-                    rank = multiply_heuristic(child.numbers, self.target) if beam else 0
+                    rank = self.rank(child.numbers) if beam else 0
                     heapq.heappush(queue, (rank, len(visits) * 1000 + n, child))
         return Search(start, tuple(visits), None)
 
-    def visit(self, node: Node, beam: int, level: int) -> tuple[Visit, Node | None]:
+    def visit(self, node: Node, beam: int, level: int) -> Iterator[tuple[Visit, Node | None]]:
+        """One visit, or of a root that spawns one for each round, as long as more are asked for."""
         if len(node.numbers) <= 2:
-            return self.leaves(node, beam)
-        children = self.expand(node, beam)
+            yield self.leaves(node, beam)
+            return
+        rounds = self.rounds(node, beam)
+        children = next(rounds)
         if not self.promising():
-            return Visit(node, Mode.LIST, tuple(children), ()), None
-        if level < self.config.spawn_depth and len(node.numbers) >= self.config.spawn_size:
-            return self.spawn(node, children, level)
-        return self.dive(node, children, beam, level)
+            yield Visit(node, Mode.LIST, tuple(children), ()), None
+        elif level < self.config.spawn_depth and len(node.numbers) >= self.config.spawn_size:
+            yield self.spawn(node, children, level)
+            most = self.config.rounds if level == 0 else 1
+            for more in islice(rounds, most - 1 if most else None):
+                yield self.spawn(node, more, level)
+        else:
+            yield self.dive(node, children, beam, level)
 
     def leaves(self, node: Node, beam: int) -> tuple[Visit, Node | None]:
         """Judge the complete expressions of a state of two numbers, up to the first hit."""
@@ -237,23 +268,39 @@ class _Searcher:
 
     def expand(self, node: Node, beam: int) -> list[Node]:
         """State expansion: the successors kept, in order (paper, section 3.2)."""
+        return next(self.rounds(node, beam))
+
+    def rounds(self, node: Node, beam: int) -> Iterator[list[Node]]:
+        """The successors, a beam at a time, the best first; at full width all at once."""
         final = self.config.max_final if len(node.numbers) == 2 else 0
         found = successors(node.numbers, final or self.config.max_value)
         order = self.config.order
-        if order is Order.HEURISTIC or 0 < beam < len(found):
+        if not 0 < beam < len(found) or len(node.numbers) <= self.config.full_width:
+            beam = len(found)
+        ranked = list(range(len(found)))
+        if order is Order.HEURISTIC or beam < len(found):
             # A stable sort: states of equal rank stay as enumerated.
             gains = [self.gain(step) for step, _ in found]
-            best = sorted(range(len(found)), key=gains.__getitem__)[: beam or None]
-            kept = best if order is Order.HEURISTIC else sorted(best)
-            found = tuple([found[i] for i in kept])
-        if order is Order.SHUFFLED:
-            found = tuple(self.rng.sample(found, len(found)))
-        path = node.path
-        return [Node(numbers, (*path, step)) for step, numbers in found]
+            ranked.sort(key=gains.__getitem__)
+        for at in range(0, len(found) or 1, beam or 1):
+            kept = ranked[at : at + beam]
+            if order is not Order.HEURISTIC:
+                kept.sort()
+            if order is Order.SHUFFLED:
+                kept = self.rng.sample(kept, len(kept))
+            yield [Node(found[i][1], (*node.path, found[i][0])) for i in kept]
+
+    def rank(self, numbers: Numbers) -> int:
+        """What the heuristic makes of a state: the less, the better."""
+        if self.config.heuristic is Heuristic.SUM:
+            return sum(numbers)
+        return multiply_heuristic(numbers, self.target)
 
     def gain(self, step: Step) -> int:
-        """What ``step`` adds to the multiply heuristic: of one state, it ranks the successors."""
+        """What ``step`` adds to ``rank``: of one state, it orders the successors."""
         a, _, b, value = step
+        if self.config.heuristic is Heuristic.SUM:
+            return value - a - b
         target = self.target
         return _distance(value, target) - _distance(a, target) - _distance(b, target)
 

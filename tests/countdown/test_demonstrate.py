@@ -163,9 +163,22 @@ def test_rests_are_told_of_searches_of_full_width() -> None:
     assert threads(0).total_tokens > replace(threads, rests=False)(0).total_tokens
     with pytest.raises(ConfigError, match="the paper text tells no rests"):
         replace(threads, text=Text.PAPER)
-    for changed in ({"beam": (2, 2)}, {"child_beam": (0, 5)}, {"order": "shuffled"}):
-        with pytest.raises(ConfigError, match="leave out beam"):
+    with pytest.raises(ConfigError, match="leave order at fixed"):
+        replace(threads, solver=replace(FULL, order="shuffled"))
+    for changed in ({"beam": (2, 2)}, {"child_beam": (0, 5)}):
+        with pytest.raises(ConfigError, match="leave out beam and child_beam"):
             replace(threads, solver=replace(FULL, **changed))
+        narrow = replace(FULL, full_width=3, **changed)
+        replace(threads, solver=narrow)
+        with pytest.raises(ConfigError, match="full_width = 4"):
+            replace(threads, solver=narrow, telling=Telling.SERIAL)
+
+
+def test_the_paper_text_tells_of_one_spawn() -> None:
+    again = replace(FULL, beam=(2, 2), rounds=2)
+    with pytest.raises(ConfigError, match="leave rounds at 1"):
+        Demonstrate(SPEC, again, text=Text.PAPER)
+    Demonstrate(SPEC, again)
 
 
 def test_a_share_of_problems_is_balanced_and_solved_so() -> None:

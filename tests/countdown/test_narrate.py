@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,7 @@ from apr.countdown.compact import MAX_HEARD, Compact, CompactNumbered
 from apr.countdown.grade import grade
 from apr.countdown.narrate import Message, Telling, Text, check_telling, narrate
 from apr.countdown.problem import Problem, ProblemSpec, problem
-from apr.countdown.solver import Search, SearchConfig, search
+from apr.countdown.solver import Node, Search, SearchConfig, search
 from apr.data.tokenizer import HFCodec, build_tokenizer
 from apr.errors import ConfigError
 from apr.interfaces import Join
@@ -140,6 +141,35 @@ def test_products_are_compared_in_a_second_spawn(message: Message) -> None:
     waited = told.sequential_tokens - first.sequential_tokens
     written = len(told.sequences[0][3].pieces) + len(told.sequences[0][5].pieces)
     assert waited == alone + written - len(first.sequences[0][3].pieces)
+
+
+def test_a_root_that_heard_nothing_spawns_again_and_says_what_divides_but_once() -> None:
+    posed = Problem((9, 6, 2), 13)
+    config = SearchConfig((2, 2), spawn_depth=1, rounds=0, full_width=2)
+    found = run(posed, config)
+    assert len(found.visits) > 1
+    told = narrate(posed, found, Telling.NUMBERED, false_claims=1.0, rests=True)
+    root = spelled(told)[0]
+    rests = " 9 / 6 , 9 / 2 , 6 / 2 = 3 ,"
+    spawns = ["".join(compact.spawn(asked(13, v.successors))) for v in found.visits]
+    assert root[1] == rests + spawns[0]
+    # Nor what is false: a parent goes on where it heard nothing at all, and only there.
+    assert root[2 : 2 * len(spawns)] == [p for s in spawns[1:] for p in ("<joined></joined>", s)]
+    heard, returned = root[2 * len(spawns) :]
+    assert found.goal is not None
+    assert "".join(compact.path_pieces(found.goal.path)) in heard
+    assert returned.startswith("<join> : ")
+    waits = [
+        max(sum(len(p.pieces) for p in t if p.demonstrated) for t in told.sequences[1:][a:b])
+        for a, b in ((0, 2), (2, 4), (4, 6))
+        if a < told.num_children
+    ]
+    written = sum(len(p.pieces) for p in told.sequences[0] if p.demonstrated)
+    assert told.sequential_tokens == written + sum(waits)
+
+
+def asked(target: int, nodes: Sequence[Node]) -> list[list[str]]:
+    return [compact.message(target, node) for node in nodes]
 
 
 def test_what_goes_unheard_is_not_told() -> None:

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from apr.countdown.balance import balances
 from apr.countdown.problem import Problem, ProblemSpec, problem, reaches
 from apr.countdown.solver import (
+    Heuristic,
     Mode,
     Node,
     Order,
@@ -59,6 +61,10 @@ def visits(found: Search) -> Iterator[Visit]:
         {"max_final": -1},
         {"max_value": 50, "max_final": 100},
         {"spawn_size": 1},
+        {"full_width": -1},
+        {"rounds": 2, "spawn_depth": 1},
+        {"rounds": 2, "beam": (4, 4)},
+        {"rounds": -1, "beam": (4, 4), "spawn_depth": 1},
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
@@ -204,6 +210,67 @@ def test_what_a_root_found_by_itself_is_never_unheard() -> None:
 def test_only_three_or_four_numbers_are_balanced() -> None:
     for posed in (Problem((7,), 8), Problem((7, 2), 100), Problem((1, 1, 1, 1, 1), 90)):
         assert all(v.mode is not Mode.BALANCE for v in run(posed, BALANCED).visits)
+
+
+def width(found: Search) -> list[int]:
+    return [len(v.successors) for v in found.visits]
+
+
+def test_a_root_that_heard_nothing_spawns_for_the_next_best() -> None:
+    """In rounds it asks for what full width asks for at once, until something is found."""
+    wide = SearchConfig(spawn_depth=1, max_value=100)
+    narrow = replace(wide, beam=(3, 3), rounds=0)
+    again = 0
+    for posed in FOUR:
+        found, whole = run(posed, narrow), run(posed, wide)
+        assert (found.goal is None) == (whole.goal is None)
+        assert {v.mode for v in found.visits} == {Mode.SPAWN}
+        asked = [child for visit in found.visits for child in visit.successors]
+        assert len(set(asked)) == len(asked)
+        for visit in found.visits[:-1]:
+            assert len(visit.successors) == 3
+            assert all(s.goal is None for s in visit.searches)
+        if found.goal is None:
+            assert set(asked) == set(whole.visits[0].successors)
+        again += len(found.visits) > 1
+    assert again
+
+
+def test_as_often_as_there_are_rounds_and_only_the_root() -> None:
+    posed = Problem((1, 1, 1, 1, 2), 90)
+    config = SearchConfig((2, 2), (2, 2), spawn_depth=2, rounds=3)
+    found = run(posed, config)
+    assert width(found) == [2, 2, 2]
+    _, *below = searches(found)
+    assert {len(s.visits) for s in below} == {1}
+    assert run(posed, replace(config, rounds=1)).visits == found.visits[:1]
+
+
+def test_the_best_go_first_whatever_the_heuristic() -> None:
+    ranks = {
+        Heuristic.SUM: lambda numbers, target: sum(numbers),
+        Heuristic.MULTIPLY: multiply_heuristic,
+    }
+    for heuristic, posed in product(Heuristic, FOUR[:10]):
+        config = SearchConfig((3, 3), spawn_depth=1, rounds=0, heuristic=heuristic)
+        rounds = [
+            [ranks[heuristic](child.numbers, posed.target) for child in visit.successors]
+            for visit in run(posed, config).visits
+        ]
+        for better, worse in pairwise(rounds):
+            assert max(better) <= min(worse)
+
+
+def test_near_the_end_a_beam_can_be_of_full_width() -> None:
+    config = SearchConfig((2, 2), (2, 2), spawn_depth=1, full_width=3, max_value=100)
+    for posed in FOUR:
+        for visit in visits(run(posed, config)):
+            numbers = visit.node.numbers
+            if len(numbers) == 3:
+                assert len(visit.searches) == len(visit.successors) or visit.searches[-1].goal
+                assert len(visit.successors) == len(successors(numbers, 100))
+            elif len(numbers) == 4:
+                assert len(visit.successors) == 2
 
 
 def test_complete_expressions_that_cannot_hit_are_left_out() -> None:
