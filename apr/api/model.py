@@ -233,7 +233,7 @@ def explain(traces: Sequence[Trace], checkpoint: Path) -> dict[str, Diagnosis]:
             f"the traces were not written with the tokenizer in {checkpoint}: name their own model"
         )
     return {
-        kind: diagnose(of_kind, told.text, codec.decode, told.solver.bounds)
+        kind: diagnose(of_kind, told.text, codec.decode, told.solver)
         for kind, of_kind in kinds.items()
     }
 

@@ -7,6 +7,7 @@ took to go on rightly and did not.
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,7 @@ from apr.countdown.judge import (
 )
 from apr.countdown.narrate import Text
 from apr.countdown.problem import Numbers, Problem, divisible, solvable
-from apr.countdown.solver import UNBOUNDED, Bounds, start_of
+from apr.countdown.solver import SearchConfig, search, start_of
 from apr.errors import DataError
 from apr.trace import End, Thread, Trace
 from apr.types import Ids
@@ -45,6 +46,7 @@ _LINE = re.compile(rf"{_NUMBER} ([-+*/]) {_NUMBER} = {_NUMBER} ([,:x!])")
 """A line of a thread that compares products: what is kept, a side, or a verdict."""
 _BALANCED = re.compile(r"(?<=[x!,:]) =((?: [0-9]{1,15})*)(?= [0-9]{1,15} [-+*/] | :)")
 """Where one thread that does everything goes on to compare products, and who is ``first``."""
+_UNBOUNDED = SearchConfig()
 RANGE = 25
 """Width of the ranges of largest numbers."""
 
@@ -56,6 +58,7 @@ class Cause(StrEnum):
     BEYOND = "beyond"
     UNREAD = "unread"
     UNHEARD = "unheard"
+    NARROW = "narrow"
     MISSED = "missed"
     UNASKED = "unasked"
     FALSE = "false"
@@ -71,6 +74,7 @@ _MEANINGS = {
     Cause.BEYOND: "every solution has a result larger than the search ever looks at",
     Cause.UNREAD: "the root never joined: unreadable, or out of context or time",
     Cause.UNHEARD: "a child found a path, and the root did not pass it on",
+    Cause.NARROW: "a solution exists, but not among the successors that the search keeps to",
     Cause.MISSED: "a child was asked for a part that has a solution, and did not find it",
     Cause.UNASKED: "no child was asked for a part that has a solution",
     Cause.FALSE: "a single thread claimed a path that is wrong",
@@ -144,14 +148,17 @@ def _size(trace: Trace) -> tuple[int, int]:
 
 
 def diagnose(
-    traces: Iterable[Trace], text: Text, decode: Callable[[Ids], str], bounds: Bounds = UNBOUNDED
+    traces: Iterable[Trace],
+    text: Text,
+    decode: Callable[[Ids], str],
+    solver: SearchConfig = _UNBOUNDED,
 ) -> Diagnosis:
     """What became of ``traces``; those without a grade are left out.
 
     Args:
         text: in which their model writes.
         decode: reads its tokens.
-        bounds: how far the search looks.
+        solver: the search that the model was taught, which looks so far and no further.
 
     Raises:
         DataError: a trace is not of a Countdown problem, or put together of samples.
@@ -170,7 +177,7 @@ def diagnose(
         for thread in trace.threads:
             _read(found, problem, thread, text, decode)
         if not trace.grade.correct:
-            found.causes[_cause(problem, trace, text, bounds)] += 1
+            found.causes[_cause(problem, trace, text, solver)] += 1
     return found
 
 
@@ -233,9 +240,10 @@ def _holds(a: int, op: str, b: int, value: int) -> bool:
     return value == {"+": a + b, "-": a - b, "*": a * b}[op]
 
 
-def _cause(problem: Problem, trace: Trace, text: Text, bounds: Bounds) -> Cause:
+def _cause(problem: Problem, trace: Trace, text: Text, solver: SearchConfig) -> Cause:
     if not solvable(problem):
         return Cause.UNSOLVABLE
+    bounds = solver.bounds
     whole = SubProblem(problem.target, start_of(problem).numbers, ())
     if not findable(whole, bounds, whole=True):
         return Cause.BEYOND
@@ -243,6 +251,8 @@ def _cause(problem: Problem, trace: Trace, text: Text, bounds: Bounds) -> Cause:
     asked = [c for c in children if poses_truly(problem, c, text)]
     if any(judge(problem, c, text, bounds) is Verdict.FOUND for c in asked):
         return Cause.UNHEARD if trace.root.end is End.JOINED else Cause.UNREAD
+    if solver.is_certain and search(problem, solver, random.Random(0)).goal is None:
+        return Cause.NARROW
     parts = [part for c in asked if (part := asked_of(problem, c, text))]
     if any(findable(part, bounds) for part in parts):
         return Cause.MISSED

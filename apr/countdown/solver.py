@@ -171,6 +171,12 @@ class SearchConfig:
         """How far a search looks."""
         return Bounds(self.max_value, self.balances)
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether nothing is left to chance, so that a problem has one search."""
+        low, high = zip(self.beam, self.child_beam, strict=True)
+        return low == high and self.promising in (0, 1) and self.order is not Order.SHUFFLED
+
 
 def search(
     problem: Problem, config: SearchConfig, rng: random.Random, unheard: bool = False

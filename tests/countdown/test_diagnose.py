@@ -13,7 +13,7 @@ from apr.countdown.demonstrate import NARRATORS
 from apr.countdown.diagnose import Cause, Diagnosis, Tally, by_kind, diagnose
 from apr.countdown.narrate import Telling, Text
 from apr.countdown.problem import Problem
-from apr.countdown.solver import Bounds, SearchConfig, search
+from apr.countdown.solver import Heuristic, SearchConfig, search
 from apr.countdown.task import Countdown, dialect_of, special_words
 from apr.errors import DataError
 from apr.runtime import Runtime
@@ -22,7 +22,7 @@ from apr.trace import Trace
 from apr.types import Sampling
 
 POSED = Problem((3, 9, 5), 72)
-WITHIN = Bounds(80)
+WITHIN = SearchConfig(max_value=80)
 THREADS, SERIAL = SearchConfig(spawn_depth=1, max_value=80), SearchConfig(max_value=80)
 HIT_PROMPT = "72 : 9 , 5 + 3</thread>"
 HIT_TEXT = " 9 * 8 = 72 !<join> 5 + 3 = 8 , 9 * 8 = 72</join>"
@@ -71,8 +71,10 @@ def run(
     )
 
 
-def diagnosed(*traces: Trace, text: Text = Text.COMPACT, bounds: Bounds = WITHIN) -> Diagnosis:
-    return diagnose(traces, text, ByteCodec(special_words(text)).decode, bounds)
+def diagnosed(
+    *traces: Trace, text: Text = Text.COMPACT, solver: SearchConfig = WITHIN
+) -> Diagnosis:
+    return diagnose(traces, text, ByteCodec(special_words(text)).decode, solver)
 
 
 @pytest.mark.parametrize("config", [THREADS, SERIAL])
@@ -89,7 +91,7 @@ def test_a_demonstration_has_no_fault(text: Text, config: SearchConfig) -> None:
 
 def test_each_step_is_counted_once() -> None:
     """9 5 3 has children 9+5, 9-5, 9*5, 9+3, 9-3, 9*3, 9/3, 5+3, 5-3, 5*3, and theirs."""
-    found = diagnosed(run(config=SearchConfig(spawn_depth=1)), bounds=Bounds())
+    found = diagnosed(run(config=SearchConfig(spawn_depth=1)), solver=SearchConfig())
     assert found.asked == Tally(10, 0)
     assert sum(t.num for t in found.steps.values()) == 10 + found.verdicts.num
 
@@ -153,9 +155,17 @@ def test_a_child_that_was_not_asked_for() -> None:
 
 
 def test_what_lies_beyond_the_search() -> None:
-    assert diagnosed(run(config=replace(THREADS, max_value=71)), bounds=Bounds(71)).causes == {
-        Cause.BEYOND: 1
-    }
+    below = replace(THREADS, max_value=71)
+    assert diagnosed(run(config=below), solver=below).causes == {Cause.BEYOND: 1}
+
+
+def test_what_a_narrow_search_does_not_look_at() -> None:
+    """Of small numbers it makes 9 - 5 and 9 / 3 first, and 5 + 3 if it may go on."""
+    narrow = replace(THREADS, beam=(2, 2), heuristic=Heuristic.SUM)
+    assert diagnosed(run(config=narrow), solver=narrow).causes == {Cause.NARROW: 1}
+    again = replace(narrow, rounds=0)
+    assert not diagnosed(run(config=again), solver=again).causes
+    assert diagnosed(run(config=narrow), solver=again).causes == {Cause.UNASKED: 1}
 
 
 BEYOND = Problem((75, 55, 32, 5), 10)
@@ -165,7 +175,7 @@ BALANCED = SearchConfig(spawn_depth=1, max_value=300, balances=True)
 def test_products_on_both_sides() -> None:
     """10 * 32 + 55 = 75 * 5, which the last child finds."""
     trace = run(config=BALANCED, posed=BEYOND)
-    found = diagnosed(trace, bounds=BALANCED.bounds)
+    found = diagnosed(trace, solver=BALANCED)
     assert found.problems == Tally(1, 0)
     wrong = [t.num_wrong for t in (*found.steps.values(), found.verdicts, found.asked)]
     assert not any(wrong)
@@ -180,9 +190,9 @@ def test_products_on_both_sides() -> None:
 def test_products_that_one_thread_compares(text: Text, posed: Problem) -> None:
     def told(change: Change = kept) -> Diagnosis:
         trace = run(change, BALANCED, text, posed, Telling.SERIAL)
-        return diagnosed(trace, text=text, bounds=BALANCED.bounds)
+        return diagnosed(trace, text=text, solver=BALANCED)
 
-    threads = diagnosed(run(kept, BALANCED, text, posed), text=text, bounds=BALANCED.bounds)
+    threads = diagnosed(run(kept, BALANCED, text, posed), text=text, solver=BALANCED)
     assert not told().verdicts.num_wrong
     # Threads compare all, where one stops at the first hit.
     assert threads.verdicts.num >= told().verdicts.num > 10
@@ -211,7 +221,7 @@ def test_a_wrong_verdict_on_a_difference(old: str, new: str, wrong: int) -> None
     def change(before: str, told: str) -> str:
         return told.replace(old, new) if before.endswith(" 10 : 75 55 32 5 = 55</thread>") else told
 
-    found = diagnosed(run(change, config=BALANCED, posed=BEYOND), bounds=BALANCED.bounds)
+    found = diagnosed(run(change, config=BALANCED, posed=BEYOND), solver=BALANCED)
     assert found.verdicts.num_wrong == wrong
     assert found.steps["+"].num_wrong == (new.endswith(" 374 x"))
 
@@ -224,7 +234,7 @@ def test_a_wrong_verdict_on_a_product_and_a_child_that_missed() -> None:
             return told
         return told.partition(" !")[0] + " x<join></join>"
 
-    found = diagnosed(run(change, config=BALANCED, posed=posed), bounds=BALANCED.bounds)
+    found = diagnosed(run(change, config=BALANCED, posed=posed), solver=BALANCED)
     assert found.verdicts.num_wrong == 1
     assert found.causes == {Cause.MISSED: 1}
 
@@ -238,13 +248,13 @@ def test_a_wrong_verdict_on_a_product_that_was_taken_apart() -> None:
         assert " 56 * 14 = 784 , 5600 + 784 = 6384 x" in told
         return told.replace(" 6384 x", " 6384 !")
 
-    found = diagnosed(run(change, config=BALANCED, posed=posed), bounds=BALANCED.bounds)
+    found = diagnosed(run(change, config=BALANCED, posed=posed), solver=BALANCED)
     assert found.verdicts.num_wrong == 1
 
 
 def test_a_problem_without_a_solution() -> None:
-    for bounds in (Bounds(), WITHIN):
-        found = diagnosed(run(posed=Problem((1, 1, 1), 40)), bounds=bounds)
+    for solver in (SearchConfig(), WITHIN):
+        found = diagnosed(run(posed=Problem((1, 1, 1), 40)), solver=solver)
         assert found.causes == {Cause.UNSOLVABLE: 1}
     assert Cause.UNSOLVABLE.meaning == "no solution exists"
 
