@@ -393,6 +393,10 @@ def test_eval_poses_the_problems_of_a_recipe(here: Path, run: Run) -> None:
     assert run("eval", "--task", "other", "--count", 3, "--split", "valid").code == 0
     traces = list(read_traces(Path("runs/eval/tiny-apr.jsonl")))
     assert {t.problem["target"] for t in traces} == {10}
+    changed = "demonstrations.problems.target_high=11"
+    options = ("--count", 8, "--set", changed, "--out", "o.jsonl")
+    assert run("eval", "--task", "other", *options).code == 0
+    assert 11 in {t.problem["target"] for t in read_traces(Path("o.jsonl"))}
 
 
 def test_eval_does_not_replace_traces_unasked(here: Path, run: Run) -> None:

@@ -104,6 +104,10 @@ def evaluate(
 
     apr eval runs/mini/checkpoint --method apr --count 200
 
+    --set changes the recipe whose problems --task poses:
+
+    apr eval apr/checkpoints/six --task six --set demonstrations.problems.num_numbers=[6,6]
+
     With a grid, a TOML file of models, methods and budgets, all of them in turn; --out names a
     folder, by default runs/eval/GRID, and --set changes the grid. Given again, it goes on where it
     was cut off. All other settings stand in the grid.
@@ -118,8 +122,11 @@ def evaluate(
             )
         _evaluate_grid(model, out or Path("runs", "eval", model.stem), overrides, as_json)
         return
-    if overrides:
-        raise ConfigError("--set changes a grid, and this is none: give the flags themselves")
+    if overrides and task is None:
+        raise ConfigError(
+            "--set changes a grid or the recipe of --task, and here is neither: give the flags "
+            "themselves, or a --task"
+        )
     checkpoint = model or apr.DEMO
     out = out or Path("runs", "eval", f"{name_of(checkpoint)}-{how.method}.jsonl")
     _check_output(out, force)
@@ -131,7 +138,7 @@ def evaluate(
     from apr import api
 
     inference = how.inference()
-    recipe = load_sft(task) if task is not None else None
+    recipe = load_sft(task, overrides) if task is not None else None
     ready = _ready(checkpoint, engine)
     if problems is None:
         posed = api.pose(recipe or ready.recipe, split, count or 500, problem_seed)

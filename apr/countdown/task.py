@@ -126,11 +126,11 @@ def step_ends(text: Text) -> tuple[str, ...]:
     return (compact.ENTER, compact.LATER, compact.MISS, compact.HIT)
 
 
-def mark_words(text: Text) -> tuple[str, str, str] | None:
-    """The words that open and close a spawn, and the one behind which stands what a thread joins
-    with; the paper's text has none.
+def mark_words(text: Text) -> tuple[str, str] | None:
+    """The word that ends a spawn, and the one behind which stands what a thread joins with; the
+    paper's text has none.
     """
-    return None if text == Text.PAPER else ("<spawn>", "</spawn>", "<join>")
+    return None if text == Text.PAPER else ("</spawn>", "<join>")
 
 
 def decisive_words(text: Text) -> dict[str, list[str]]:

@@ -30,7 +30,7 @@ class Place(IntEnum):
 
     SEARCH = 0
     SPAWN = 1
-    """In what the thread spawns children with."""
+    """In what the thread writes until it has spawned children, for the first time."""
     JOIN = 2
     """In what it joins with."""
     HEARD = 3
@@ -40,7 +40,6 @@ class Place(IntEnum):
 class Marks(NamedTuple):
     """Ids that say where a place begins, or ends."""
 
-    spawn: int
     spawned: int  # the end of a spawn
     join: int
 
@@ -143,8 +142,8 @@ class PackedBatches:
         """Of each token after the first, from the ids ``before`` it and who wrote which."""
         places = np.full(len(before), int(Place.SEARCH))
         if self.marks is not None:
-            opened = np.cumsum(before == self.marks.spawn)
-            places[opened > np.cumsum(before == self.marks.spawned)] = Place.SPAWN
+            spawned = np.logical_or.accumulate(before == self.marks.spawned)
+            places[~spawned & spawned.any()] = Place.SPAWN
             places[np.logical_or.accumulate(before == self.marks.join)] = Place.JOIN
         places[np.logical_or.accumulate(loss[:-1] & ~loss[1:])] = Place.HEARD
         return places

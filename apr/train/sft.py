@@ -51,8 +51,9 @@ class SFTConfig:
     """Weight in the loss of what a thread writes once it has heard its children. It is what becomes
     of all their work, and one token in twenty of a root's."""
     spawn_weight: float = 1.0
-    """Weight in the loss of what a thread spawns children with the first time. Most of it is
-    copied; which part comes next decides what is looked at, and what is left out nobody finds."""
+    """Weight in the loss of what a thread writes until it has spawned children, for the first time:
+    the state that it starts from, and which parts it asks for. Where the state is wrong all below
+    it is in vain, and what is left out nobody finds."""
     message_weight: float = 1.0
     """Weight in the loss of what any other thread joins with. It is all that is left of its work,
     and most threads that are trained on join with nothing."""
