@@ -27,6 +27,7 @@ def test_demo_is_there() -> None:
         ("demo", "apr", 10, 6),
         ("nested", "apr", 10, 3),
         ("five", "apr", 4, 2),
+        ("six", "apr", 4, 2),
         ("mini-threads", "apr", 20, 15),
         ("mini-serial", "serial", 20, 7),
     ],
