@@ -95,6 +95,8 @@ class Demonstrate:
         for name in ("dead_ends", "false_claims", "balanced", "repeated"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
+        if self.solver.rounds != 1 and self.text == Text.PAPER:
+            raise ConfigError("the paper text tells of one spawn: leave rounds at 1")
         self._check_balances()
         self._check_rests()
         final, high = self.solver.max_final, self.problems.target_high
@@ -106,8 +108,6 @@ class Demonstrate:
             raise ConfigError(f"bin is the width of a context bin in tokens, not {self.bin}")
 
     def _check_balances(self) -> None:
-        if self.solver.rounds != 1 and self.text == Text.PAPER:
-            raise ConfigError("the paper text tells of one spawn: leave rounds at 1")
         if self.solver.balances and self.text == Text.PAPER:
             raise ConfigError("the paper text tells no balances: tell them in the compact text")
         if self.balanced and not self.solver.balances:
