@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import compress
 from typing import NamedTuple
 
 Ids = tuple[int, ...]
@@ -92,7 +93,16 @@ class Demonstration(NamedTuple):
 
     sequences: list[list[Segment]]  # the root thread's first; segments alternate who writes
     succeeded: list[bool]  # for each sequence, whether its thread found what it was asked for
+    depths: list[int]  # for each sequence, how deep in the tree its thread stands; 0 is the root
     solved: bool
     num_children: int
     total_tokens: int  # tokens demonstrated, over all threads
     sequential_tokens: int  # those on the critical path
+
+    def only(self, kept: Sequence[bool]) -> Demonstration:
+        """The same with those sequences to learn from that are ``kept``; all its figures stay."""
+        return self._replace(
+            sequences=list(compress(self.sequences, kept)),
+            succeeded=list(compress(self.succeeded, kept)),
+            depths=list(compress(self.depths, kept)),
+        )

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 
 import apr
 from apr import api, config
-from apr.api.training import codec_of, network_of
+from apr.api.training import batches_of, codec_of, network_of
 from apr.countdown.demonstrate import Condition
 from apr.countdown.narrate import Telling, Text
 from apr.countdown.problem import Problem, Split, split_of
+from apr.data.packing import IGNORE, Place
 from apr.engine import EmbeddedEngine, EngineConfig
 from apr.errors import (
     CheckpointError,
@@ -30,6 +31,7 @@ from apr.errors import (
     EngineError,
     ProblemError,
 )
+from apr.models.checkpoint import save_checkpoint
 from apr.models.precision import Precision
 from apr.runtime import Limits, Observer
 from apr.testing import ByteCodec, Reply, ScriptedEngine
@@ -135,12 +137,24 @@ def test_watched_tokens_are_tokens_of_the_recipe(trained: Trained) -> None:
     assert set(trained.losses.by_class) == {"verdicts", "operations", "operators"}
 
 
-@pytest.mark.parametrize("name", ["spawn_weight", "message_weight"])
-def test_the_papers_text_has_no_word_that_opens_a_place(name: str) -> None:
+def test_places_of_the_papers_text(tmp_path: Path) -> None:
+    """A root's first call spawns; the one that goes on after it hears, and a child joins."""
     told = replace(RECIPE.demonstrations, text=Text.PAPER)
-    replace(RECIPE, demonstrations=told)
-    with pytest.raises(ConfigError, match=f"leave.*{name}"):
-        replace(RECIPE, demonstrations=told, sft=replace(RECIPE.sft, **{name: 2.0}))
+    recipe = replace(RECIPE, demonstrations=told, context=1_000)
+    recipe = replace(recipe, sft=replace(RECIPE.sft, row_length=1_000))
+    api.make_data(recipe, tmp_path, progress=False)
+    batch, codec = batches_of(recipe, tmp_path / "train").batch(0), codec_of(recipe)
+    by_place: dict[Place, set[str]] = {place: set() for place in Place}
+    learnt = batch.targets_BT != IGNORE
+    for place in Place:
+        ids = batch.targets_BT[learnt & (batch.places_BT == place)]
+        by_place[place] = {codec.decode([id]) for id in ids.tolist()}
+    assert "<Start Sub Search " in by_place[Place.SPAWN]
+    assert "<Start Sub Search " not in by_place[Place.SEARCH] | by_place[Place.HEARD]
+    assert " unequal: No Solution" in by_place[Place.SEARCH]
+    assert " unequal: No Solution" not in by_place[Place.JOIN] | by_place[Place.HEARD]
+    for place in (Place.JOIN, Place.HEARD):
+        assert {"Moving to Node #", " equal: Goal Reached"} <= by_place[place]
 
 
 def test_words_without_weight_are_not_learnt(trained: Trained, tmp_path: Path) -> None:
@@ -394,6 +408,35 @@ def test_training_goes_on_from_a_checkpoint(trained: Trained, tmp_path: Path) ->
     weights = [load_file(c / "model.safetensors") for c in (start, tmp_path / "checkpoint")]
     assert all(torch.equal(w, weights[1][name]) for name, w in weights[0].items())
     assert api.load(tmp_path / "checkpoint").recipe.context == 150
+
+
+def test_another_text_takes_over_numbers_and_operators(trained: Trained) -> None:
+    paper = replace(RECIPE, demonstrations=replace(RECIPE.demonstrations, text=Text.PAPER))
+    learnt, initial = api.load(trained.checkpoint), network_of(paper)
+    network = network_of(replace(paper, checkpoint=str(trained.checkpoint)))
+    known, own = learnt.codec, codec_of(paper).vocabulary
+    for weight in ("embed_tokens.weight", "lm_head.weight"):
+        before = learnt.engine.model.state_dict()[weight]  # type: ignore[attr-defined]
+        after, new = network.state_dict()[weight], initial.state_dict()[weight]
+        for word in ("0", "7", "40", "+", "/", "="):
+            (old,) = known.encode(f" {word}")
+            assert torch.equal(after[own[word]], before[old])
+        for word in ("Moving to Node #", ":["):
+            assert torch.equal(after[own[word]], new[own[word]])
+    assert torch.equal(network.norm.weight, learnt.engine.model.norm.weight)  # type: ignore[attr-defined]
+
+
+def test_pairs_of_digits_are_no_numbers_of_another_text(tmp_path: Path) -> None:
+    pairs, paper = replace(RECIPE, pairs=True), replace(RECIPE, largest_number=50)
+    paper = replace(paper, demonstrations=replace(RECIPE.demonstrations, text=Text.PAPER))
+    network, codec = network_of(pairs), codec_of(pairs)
+    manifest = {"recipe": config.to_json(pairs), "tokenizer": codec.fingerprint}
+    save_checkpoint(network, tmp_path / "pairs", codec.to_json(), manifest)
+    own = codec_of(paper).vocabulary
+    embedded = network_of(replace(paper, checkpoint=str(tmp_path / "pairs"))).embed_tokens.weight
+    assert torch.equal(embedded[own["12"]], network.embed_tokens.weight[codec.vocabulary[" 12"]])
+    with pytest.raises(CheckpointError, match="another shape or tokenizer"):
+        network_of(replace(paper, checkpoint=str(tmp_path / "pairs"), largest_number=39))
 
 
 @pytest.mark.parametrize("change", ["network", "largest_number"])

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from apr.config import check_drawing, check_least
 from apr.countdown.demonstrate import Demonstrate
-from apr.countdown.task import mark_words, number_words
+from apr.countdown.task import number_words
 from apr.data.shards import Overlong
 from apr.engine import EngineConfig
 from apr.errors import ConfigError
@@ -92,7 +92,8 @@ class Recipe:
     several times as fast."""
     checkpoint: str = ""
     """What training starts from, of the same shape; by default random weights. Words that its
-    tokenizer lacks start as they would without it."""
+    tokenizer lacks start as they would without it. It may have learnt another text: numbers and
+    operators mean the same in all of them."""
     seed: int = 0
     """Of the weights and of the order of batches; the demonstrations have their own."""
 
@@ -111,12 +112,6 @@ class Recipe:
             operator_weight=self.operator_weight,
             seed=self.seed,
         )
-        weighs = self.sft.spawn_weight != 1 or self.sft.message_weight != 1
-        if weighs and mark_words(self.demonstrations.text) is None:
-            raise ConfigError(
-                "in the paper text no word says where a spawn or a message begins: leave "
-                "spawn_weight and message_weight out"
-            )
         words = number_words(self.demonstrations.text, self.largest_number, self.pairs)
         taken = width(max(words.values()))
         if self.waves and self.network.hidden_size < taken:

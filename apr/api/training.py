@@ -47,29 +47,50 @@ def network_of(recipe: Recipe) -> Llama:
         words = number_words(recipe.demonstrations.text, recipe.largest_number, recipe.pairs)
         start_as_waves(network, {codec.vocabulary[word]: n for word, n in words.items()})
     if recipe.checkpoint:
-        _start_from(Path(recipe.checkpoint), network, codec)
+        _start_from(Path(recipe.checkpoint), network, codec, recipe)
     return network
 
 
-def _start_from(checkpoint: Path, network: Llama, codec: HFCodec) -> None:
-    """Give ``network`` the weights of ``checkpoint``, but for words that this does not know."""
+def _start_from(checkpoint: Path, network: Llama, codec: HFCodec, recipe: Recipe) -> None:
+    """Give ``network`` the weights of ``checkpoint``, but for words that only one of them knows."""
     loaded = load_checkpoint(checkpoint, dtype=torch.float32)
-    known = HFCodec.load(checkpoint).vocabulary
+    known, own = HFCodec.load(checkpoint).vocabulary, codec.vocabulary
     theirs = replace(
         loaded.config,
         vocab_size=codec.size,
         max_position_embeddings=network.config.max_position_embeddings,
     )
-    if not known.keys() <= codec.vocabulary.keys() or theirs != network.config:
+    shared = {word: word for word in known} if known.keys() <= own.keys() else {}
+    if not shared and _is_of_another_text(checkpoint, recipe):
+        shared = _spelled_alike(known, own)
+    if not shared or theirs != network.config:
         raise CheckpointError(
             f"{checkpoint} has another shape or tokenizer than the recipe that starts from it: "
             "give the recipe the text, largest_number and network of the one that made it"
         )
-    weights, own = loaded.state_dict(), network.state_dict()
-    old, new = (torch.tensor([ids[word] for word in known]) for ids in (known, codec.vocabulary))
+    weights, initial = loaded.state_dict(), network.state_dict()
+    new = torch.tensor([own[word] for word in shared])
+    old = torch.tensor([known[word] for word in shared.values()])
     for name in ("embed_tokens.weight", "lm_head.weight"):
-        weights[name] = own[name].index_copy(0, new, weights[name][old])
+        weights[name] = initial[name].index_copy(0, new, weights[name][old])
     network.load_state_dict(weights)
+
+
+def _is_of_another_text(checkpoint: Path, recipe: Recipe) -> bool:
+    """Whether ``checkpoint`` spells what it learnt in other words, all numbers of it known here."""
+    made_by = read_model_manifest(checkpoint).recipe
+    texts = (made_by.demonstrations.text, recipe.demonstrations.text)
+    return len({special_words(text) for text in texts}) == 2 and (
+        made_by.largest_number <= recipe.largest_number
+    )
+
+
+def _spelled_alike(known: dict[str, int], own: dict[str, int]) -> dict[str, str]:
+    """For words of ``own`` the word of ``known`` that is the same but for spaces around it."""
+    bare: dict[str, str] = {}
+    for word in sorted(known):  # " 12", a number, before "12", digits of a larger one.
+        bare.setdefault(word.strip() or word, word)
+    return {word: bare[word.strip()] for word in own if word.strip() in bare}
 
 
 def batches_of(recipe: Recipe, directory: Path) -> PackedBatches:
@@ -90,7 +111,7 @@ def batches_of(recipe: Recipe, directory: Path) -> PackedBatches:
         sft.row_length,
         recipe.seed,
         codec.pad_id,
-        marks=words and Marks(*(codec.vocabulary[word] for word in words)),
+        marks=Marks(*(codec.vocabulary[word] for word in words)),
     )
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from itertools import compress
 
+from apr.config import check_least
 from apr.countdown import compact, narrate, narrate_paper
 from apr.countdown.balance import balances
 from apr.countdown.narrate import Telling, Text, check_telling
@@ -72,6 +72,9 @@ class Demonstrate:
     """Share of the sequences without success, other than the root's first, that are kept to learn
     from. Most children fail, all alike: fewer of them, and a hit is met more often. Figures of
     the demonstration count them all."""
+    most_dead_ends: int = 0
+    """Most of them that are kept of each depth of the tree, 0 all: where threads spawn threads,
+    nearly all are leaves, and a share of all leaves few of the others to learn from."""
     false_claims: float = 0.05
     """Chance that a child that found nothing is heard to claim a path all the same, so that its
     parent learns to tell; where all are heard, in the weighed and the numbered telling."""
@@ -106,6 +109,7 @@ class Demonstrate:
             )
         if self.bin < 1:
             raise ConfigError(f"bin is the width of a context bin in tokens, not {self.bin}")
+        check_least(0, most_dead_ends=self.most_dead_ends)
 
     def _check_balances(self) -> None:
         if self.solver.balances and self.text == Text.PAPER:
@@ -172,15 +176,25 @@ class Demonstrate:
         return tell()
 
     def _thin(self, told: Demonstration, rng: random.Random) -> Demonstration:
-        if self.dead_ends >= 1:
+        if self.dead_ends >= 1 and not self.most_dead_ends:
             return told
         kept = [
             n == 0 or good or rng.random() < self.dead_ends for n, good in enumerate(told.succeeded)
         ]
-        return told._replace(
-            sequences=list(compress(told.sequences, kept)),
-            succeeded=list(compress(told.succeeded, kept)),
-        )
+        if self.most_dead_ends:
+            self._cap(told, kept, rng)
+        return told.only(kept)
+
+    def _cap(self, told: Demonstration, kept: list[bool], rng: random.Random) -> None:
+        """Leave out of ``kept`` what is too many of one depth."""
+        for depth in set(told.depths):
+            vain = [
+                n
+                for n in range(1, len(kept))
+                if kept[n] and told.depths[n] == depth and not told.succeeded[n]
+            ]
+            for n in rng.sample(vain, max(0, len(vain) - self.most_dead_ends)):
+                kept[n] = False
 
     def _bin_of(self, told: Demonstration) -> int:
         longest = max(sum(len(s.pieces) for s in sequence) for sequence in told.sequences)

@@ -85,6 +85,7 @@ def narrate(
     return Demonstration(
         sequences=[t.segments for t in teller.threads],
         succeeded=[t.succeeded for t in teller.threads],
+        depths=[t.depth for t in teller.threads],
         solved=found.goal is not None,
         num_children=len(teller.threads) - 1,
         total_tokens=sum(t.num_told for t in teller.threads),
@@ -95,8 +96,9 @@ def narrate(
 class _Thread:
     """The text of one thread while it is written."""
 
-    def __init__(self, prompt: list[str], succeeded: bool) -> None:
+    def __init__(self, prompt: list[str], depth: int, succeeded: bool) -> None:
         self.segments = [Segment(prompt, False), Segment([], True)]
+        self.depth = depth
         self.succeeded = succeeded
         self.waited = 0
         self.returned: list[str] | None = None
@@ -133,9 +135,9 @@ class _Teller:
         self.message = message
         self.threads: list[_Thread] = []
 
-    def tell(self, found: Search, prompt: list[str]) -> _Thread:
+    def tell(self, found: Search, prompt: list[str], depth: int = 0) -> _Thread:
         """Write the thread that did ``found``, and before it returns, those it spawned."""
-        thread = _Thread(prompt, found.goal is not None)
+        thread = _Thread(prompt, depth, found.goal is not None)
         self.threads.append(thread)
         if found.start.path:
             result = compact.number(found.start.path[-1].value)
@@ -191,7 +193,7 @@ class _Teller:
         messages = [self.message(self.target, child) for child in visit.successors]
         thread.told.extend(compact.spawn(messages))
         children = [
-            self.tell(found, compact.thread(message))
+            self.tell(found, compact.thread(message), thread.depth + 1)
             for found, message in zip(visit.searches, messages, strict=True)
         ]
         self.wait(thread, children)
@@ -215,7 +217,8 @@ class _Teller:
         for balance in visit.balances:
             messages.append(compact.balance_message(self.target, visit.node, balance.first))
             paths.append(compact.path_pieces(balance.path or ()))
-            child = _Thread(compact.thread(messages[-1]), balance.path is not None)
+            prompt = compact.thread(messages[-1])
+            child = _Thread(prompt, thread.depth + 1, balance.path is not None)
             child.told.extend(compact.balance_pieces(balance) + compact.join(paths[-1]))
             children.append(child)
             claims.append(paths[-1] or self.false_proof(balance))

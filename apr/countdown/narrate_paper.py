@@ -30,10 +30,11 @@ def narrate(
     assert telling != Telling.PASTA
     serial = telling == Telling.SERIAL
     teller = _Teller(problem.target, serial, paper.budget(window=window))
-    root = teller.tell(found, paper.prompt(problem, serial, children, window), 0)
+    root = teller.tell(found, paper.prompt(problem, serial, children, window))
     return Demonstration(
         sequences=[s for t in teller.threads for s in t.sequences],
         succeeded=[t.succeeded for t in teller.threads for _ in t.sequences],
+        depths=[t.depth for t in teller.threads for _ in t.sequences],
         solved=found.goal is not None,
         num_children=len(teller.threads) - 1,
         total_tokens=sum(t.num_told for t in teller.threads),
@@ -44,8 +45,9 @@ def narrate(
 class _Thread:
     """The text of one thread while it is written."""
 
-    def __init__(self, start: Node, prompt: list[str], succeeded: bool) -> None:
+    def __init__(self, start: Node, prompt: list[str], depth: int, succeeded: bool) -> None:
         self.start = start
+        self.depth = depth
         self.succeeded = succeeded
         # The first line of what is told ends the last line of the prompt.
         self.sequences = [[Segment(prompt, False), Segment(["\n"], True)]]
@@ -76,9 +78,9 @@ class _Teller:
         self.names: dict[Path, Name] = {(): paper.ROOT}
         """Ids of the nodes told of so far; a node is known by its path."""
 
-    def tell(self, found: Search, prompt: list[str], level: int) -> _Thread:
+    def tell(self, found: Search, prompt: list[str], level: int = 0, depth: int = 0) -> _Thread:
         """Write the thread that did ``found``, and before it returns, those it spawned."""
-        thread = _Thread(found.start, prompt, found.goal is not None)
+        thread = _Thread(found.start, prompt, depth, found.goal is not None)
         self.threads.append(thread)
         self.search(thread, found, level)
         thread.told.append(paper.END)
@@ -130,7 +132,7 @@ class _Teller:
         cut = len(thread.told)
         thread.told.extend(paper.spawn(calls))
         children = [
-            self.tell(found, self.budget + self.arrival(found.start), level)
+            self.tell(found, self.budget + self.arrival(found.start), level, thread.depth + 1)
             for found in visit.searches
         ]
         thread.waited += max((c.num_told + c.waited for c in children), default=0)

@@ -126,11 +126,13 @@ def step_ends(text: Text) -> tuple[str, ...]:
     return (compact.ENTER, compact.LATER, compact.MISS, compact.HIT)
 
 
-def mark_words(text: Text) -> tuple[str, str] | None:
-    """The word that ends a spawn, and the one behind which stands what a thread joins with; the
-    paper's text has none.
+def mark_words(text: Text) -> tuple[str, str, str]:
+    """The words that end a spawn, behind which stands what a thread joins with, and that end what
+    it hears.
     """
-    return None if text == Text.PAPER else ("</spawn>", "<join>")
+    if text == Text.PAPER:
+        return paper.CALLED, " equal: Goal Reached", paper.RESULTED
+    return "</spawn>", "<join>", "</joined>"
 
 
 def decisive_words(text: Text) -> dict[str, list[str]]:

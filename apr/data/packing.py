@@ -34,7 +34,7 @@ class Place(IntEnum):
     JOIN = 2
     """In what it joins with."""
     HEARD = 3
-    """Behind what it heard after it first wrote."""
+    """Behind what it heard of its children."""
 
 
 class Marks(NamedTuple):
@@ -42,6 +42,7 @@ class Marks(NamedTuple):
 
     spawned: int  # the end of a spawn
     join: int
+    heard: int  # the end of what is heard
 
 
 class Batch(NamedTuple):
@@ -69,7 +70,9 @@ class PackedBatches:
         pad_id: int,
         marks: Marks | None = None,
     ):
-        """Without ``marks`` no place is known but those behind what was heard."""
+        """Without ``marks`` a token is known to stand behind what was heard where it stands behind
+        anything that the thread did not write after it first wrote; of other places none is known.
+        """
         lengths = np.diff(sequences.offsets)
         if len(lengths) == 0:
             raise DataError("the data holds no sequence: loosen its filters")
@@ -131,21 +134,24 @@ class PackedBatches:
                 end = start + len(sequence)
                 ids[r, start:end] = sequence
                 targets[r, start : end - 1] = np.where(loss[1:], sequence[1:], IGNORE)
-                places[r, start : end - 1] = self._places(sequence[:-1], loss)
+                places[r, start : end - 1] = self._places(sequence, loss)
                 positions[r, start:end] = np.arange(len(sequence))
                 segments[r, start:end] = n
                 start = end
         columns = (ids, targets, positions, segments, places)
         return Batch(*(torch.from_numpy(x) for x in columns))
 
-    def _places(self, before: NDArray[np.int32], loss: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Of each token after the first, from the ids ``before`` it and who wrote which."""
+    def _places(self, ids: NDArray[np.int32], loss: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Of each token after the first, from the ids before it and who wrote which."""
+        before, behind = ids[:-1], np.logical_or.accumulate
         places = np.full(len(before), int(Place.SEARCH))
-        if self.marks is not None:
-            spawned = np.logical_or.accumulate(before == self.marks.spawned)
-            places[~spawned & spawned.any()] = Place.SPAWN
-            places[np.logical_or.accumulate(before == self.marks.join)] = Place.JOIN
-        places[np.logical_or.accumulate(loss[:-1] & ~loss[1:])] = Place.HEARD
+        if self.marks is None:
+            places[behind(loss[:-1] & ~loss[1:])] = Place.HEARD
+            return places
+        if self.marks.spawned in ids:
+            places[~behind(before == self.marks.spawned)] = Place.SPAWN
+        places[behind(before == self.marks.join)] = Place.JOIN
+        places[behind(before == self.marks.heard)] = Place.HEARD
         return places
 
     def _sequence(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

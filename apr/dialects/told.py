@@ -47,6 +47,7 @@ def demonstration(root: Told, codec: Codec, dialect: Tags | None = None) -> Demo
     return Demonstration(
         sequences=teller.sequences,
         succeeded=teller.succeeded,
+        depths=teller.depths,
         solved=teller.succeeded[0],
         num_children=len(teller.sequences) - 1,
         total_tokens=teller.total_tokens,
@@ -60,17 +61,21 @@ class _Teller:
         self.dialect = dialect
         self.sequences: list[list[Segment]] = []
         self.succeeded: list[bool] = []
+        self.depths: list[int] = []
         self.total_tokens = 0
 
-    def tell(self, thread: Told) -> int:
+    def tell(self, thread: Told, depth: int = 0) -> int:
         """Write ``thread`` and all that it spawns; its tokens on the critical path."""
         segments = self.segments(thread)
         self.sequences.append(segments)
         self.succeeded.append(self.dialect.succeeds(thread.join))
+        self.depths.append(depth)
         written = [piece for s in segments if s.demonstrated for piece in s.pieces]
         num_tokens = sum(len(self.codec.encode(piece)) for piece in written)
         self.total_tokens += num_tokens
-        return num_tokens + sum(max(map(self.tell, children)) for children in thread.spawns)
+        return num_tokens + sum(
+            max(self.tell(child, depth + 1) for child in children) for children in thread.spawns
+        )
 
     def segments(self, thread: Told) -> list[Segment]:
         segments = [Segment([self.dialect.child_prompt(thread.message)], False)]

@@ -96,13 +96,31 @@ def test_dead_ends_are_left_out_and_still_counted(text: Text) -> None:
     kept = dropped = 0
     for index in range(40):
         told, thinned = whole(index), replace(whole, dead_ends=0.3)(index)
-        assert thinned[2:] == told[2:], "the figures are those of the whole demonstration"
+        assert thinned[3:] == told[3:], "the figures are those of the whole demonstration"
         assert thinned.sequences[0] == told.sequences[0]
         good = [s for s, ok in zip(told.sequences, told.succeeded, strict=True) if ok]
         assert all(s in thinned.sequences for s in good)
         kept += thinned.succeeded[1:].count(False)
         dropped += len(told.sequences) - len(thinned.sequences)
     assert kept / (kept + dropped) == pytest.approx(0.3, abs=0.1)
+
+
+@pytest.mark.parametrize("text", Text)
+def test_so_many_dead_ends_of_each_depth_are_kept(text: Text) -> None:
+    spec = replace(SPEC, num_numbers=(4, 4))
+    whole = Demonstrate(spec, replace(FULL, spawn_depth=2, spawn_size=3), text)
+    left_out = 0
+    for index in range(10):
+        told, capped = whole(index), replace(whole, most_dead_ends=2)(index)
+        assert set(told.depths) == {0, 1, 2}
+        assert (told.num_children, told.total_tokens) == (capped.num_children, capped.total_tokens)
+        for depth in (1, 2):
+            kinds = list(zip(told.depths, told.succeeded, strict=True))
+            rest = list(zip(capped.depths, capped.succeeded, strict=True))
+            assert rest.count((depth, True)) == kinds.count((depth, True))
+            assert rest.count((depth, False)) == min(2, kinds.count((depth, False)))
+        left_out += len(told.sequences) - len(capped.sequences)
+    assert left_out
 
 
 def test_a_sequence_succeeds_where_its_thread_joins_with_a_path() -> None:

@@ -20,7 +20,7 @@ def tell(index: int) -> Demonstration:
     """A prompt, then its number once more than that; the odd ones are solved."""
     pieces = [f" {index}"] * (index + 1)
     told = [Segment([" 9"], False), Segment(pieces, True)]
-    return Demonstration([told], [True], index % 2 == 1, 0, len(pieces), len(pieces))
+    return Demonstration([told], [True], [0], index % 2 == 1, 0, len(pieces), len(pieces))
 
 
 def ids(n: int) -> list[int]:

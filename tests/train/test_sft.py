@@ -59,7 +59,7 @@ def counting(num_sequences: int, seed: int) -> Sequences:
     return sequences(ids, [[False, *[True] * (len(s) - 1)] for s in ids])
 
 
-MARKS = Marks(spawned=18, join=19)
+MARKS = Marks(spawned=18, join=19, heard=16)
 
 
 def batches(data: Sequences, rows: int = 2, marks: Marks | None = MARKS) -> PackedBatches:
@@ -108,14 +108,14 @@ def test_the_loss_of_a_token_is_its_cross_entropy_where_it_is_demonstrated() -> 
 
 def test_each_place_of_a_thread_is_known() -> None:
     # A prompt; a spawn, after an id; three heard; another spawn, a join.
-    parent = [1, 2, 17, 3, 18, 4, 5, 6, 17, 7, 18, 19, 8]
+    parent = [1, 2, 17, 3, 18, 4, 5, 16, 17, 7, 18, 19, 8]
     written = [False] + [True] * 4 + [False] * 3 + [True] * 5
     child, wrote = [9, 10, 17, 11, 18, 12, 19, 13, 14], [False, *[True] * 8]
     alone, said = [15, 2, 19, 3], [False, *[True] * 3]
     data = sequences([parent, child, alone], [written, wrote, said])
     search, spawn, join, heard = Place
     expected = {
-        1: [spawn] * 4 + [heard] * 8,
+        1: [spawn] * 4 + [search] * 3 + [heard] * 5,  # what it hears is not learnt
         9: [spawn] * 4 + [search] * 2 + [join] * 2,
         15: [search] * 2 + [join],
     }
@@ -136,7 +136,11 @@ WHERE = {"spawn_weight": Place.SPAWN, "message_weight": Place.JOIN, "heard_weigh
 
 @pytest.mark.parametrize("name", WHERE)
 def test_what_becomes_of_the_work_can_weigh_more(tmp_path: Path, name: str) -> None:
-    opens = {"spawn_weight": MARKS.spawned, "message_weight": MARKS.join, "heard_weight": 16}[name]
+    opens = {
+        "spawn_weight": MARKS.spawned,
+        "message_weight": MARKS.join,
+        "heard_weight": MARKS.heard,
+    }[name]
     ids = [[2 + i % 10, 3 + i % 7, opens, 5 + i % 9] for i in range(40)]
     heard = name == "heard_weight"
     data = batches(sequences(ids, [[False, True, not heard, True]] * 40))
