@@ -70,8 +70,8 @@ class PackedBatches:
         pad_id: int,
         marks: Marks | None = None,
     ):
-        """Without ``marks`` a token is known to stand behind what was heard where it stands behind
-        anything that the thread did not write after it first wrote; of other places none is known.
+        """Without ``marks`` the one place known is HEARD: all behind whatever stands in a thread that
+        is not its own, once it has written.
         """
         lengths = np.diff(sequences.offsets)
         if len(lengths) == 0:
