@@ -70,8 +70,8 @@ class PackedBatches:
         pad_id: int,
         marks: Marks | None = None,
     ):
-        """Without ``marks`` the one place known is HEARD: all behind whatever stands in a thread that
-        is not its own, once it has written.
+        """Without ``marks`` the one place known is HEARD: behind all that a thread did not write
+        itself, once it has written.
         """
         lengths = np.diff(sequences.offsets)
         if len(lengths) == 0:
