@@ -144,11 +144,13 @@ def test_places_of_the_papers_text(tmp_path: Path) -> None:
     recipe = replace(recipe, sft=replace(RECIPE.sft, row_length=1_000))
     api.make_data(recipe, tmp_path, progress=False)
     batch, codec = batches_of(recipe, tmp_path / "train").batch(0), codec_of(recipe)
-    by_place: dict[Place, set[str]] = {place: set() for place in Place}
-    learnt = batch.targets_BT != IGNORE
-    for place in Place:
-        ids = batch.targets_BT[learnt & (batch.places_BT == place)]
-        by_place[place] = {codec.decode([id]) for id in ids.tolist()}
+    targets, places = batch.targets_BT, batch.places_BT
+    by_place = {
+        place: {
+            codec.decode([i]) for i in targets[(targets != IGNORE) & (places == place)].tolist()
+        }
+        for place in Place
+    }
     assert "<Start Sub Search " in by_place[Place.SPAWN]
     assert "<Start Sub Search " not in by_place[Place.SEARCH] | by_place[Place.HEARD]
     assert " unequal: No Solution" in by_place[Place.SEARCH]

@@ -60,9 +60,10 @@ def _start_from(checkpoint: Path, network: Llama, codec: HFCodec, recipe: Recipe
         vocab_size=codec.size,
         max_position_embeddings=network.config.max_position_embeddings,
     )
-    shared = {word: word for word in known} if known.keys() <= own.keys() else {}
-    if not shared and _is_of_another_text(checkpoint, recipe):
-        shared = _spelled_alike(known, own)
+    if known.keys() <= own.keys():
+        shared = {word: word for word in known}
+    else:
+        shared = _spelled_alike(known, own) if _is_of_another_text(checkpoint, recipe) else {}
     if not shared or theirs != network.config:
         raise CheckpointError(
             f"{checkpoint} has another shape or tokenizer than the recipe that starts from it: "
