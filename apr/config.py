@@ -39,8 +39,13 @@ def load(path: Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
     return build(cls, raw)
 
 
-def build(cls: type[T], raw: dict[str, Any], where: str = "") -> T:
-    """Make ``cls``, a dataclass, from plain values; ``where`` is its path for messages."""
+def build(cls: type[T], raw: dict[str, Any], where: str = "", default: T | None = None) -> T:
+    """Make ``cls``, a dataclass, from plain values.
+
+    Args:
+        where: its path, for messages.
+        default: has what ``raw`` leaves out, which need not be what the class says by itself.
+    """
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in raw:
         if key not in known:
@@ -49,11 +54,14 @@ def build(cls: type[T], raw: dict[str, Any], where: str = "") -> T:
             raise ConfigError(f"unknown key {where + key!r}: {hint}")
     for name, f in known.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in raw:
+        if required and default is None and name not in raw:
             raise ConfigError(f"missing key {where + name!r}")
     hints = typing.get_type_hints(cls)
-    values = {key: _convert(hints[key], value, where + key) for key, value in raw.items()}
-    return cls(**values)
+    values = {
+        key: _convert(hints[key], value, where + key, _default(known[key], default))
+        for key, value in raw.items()
+    }
+    return cls(**values) if default is None else dataclasses.replace(default, **values)  # type: ignore[type-var]
 
 
 def build_query(cls: type[T], query: str) -> T:
@@ -103,15 +111,24 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     raw[key] = _value(text)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _default(field: dataclasses.Field[Any], of: Any) -> Any:
+    """What the field is where nobody sets it; None where it must be set."""
+    if of is not None:
+        return getattr(of, field.name)
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _convert(hint: Any, value: Any, where: str, default: Any = None) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         inner = [a for a in args if a is not type(None)]
-        return None if value is None else _convert(inner[0], value, where)
+        return None if value is None else _convert(inner[0], value, where, default)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
             raise ConfigError(f"{where!r} is a section, not {value!r}")
-        return build(hint, value, where + ".")
+        return build(hint, value, where + ".", default)
     if origin is tuple:
         return _convert_tuple(args, value, where)
     if isinstance(hint, type) and issubclass(hint, Enum):

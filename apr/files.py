@@ -1,8 +1,8 @@
 """Files and folders that appear whole or not at all, and one error for what the disk refuses.
 
 Everything is written to the side and moved into place, so that a process killed at any moment
-leaves either what was there before or what was to be there. What stands aside has a name that
-nobody else gives.
+leaves either what was there before or what was to be there; of a folder that is replaced perhaps
+aside, see ``finish_replacement``. What stands aside has a name that nobody else gives.
 """
 
 from __future__ import annotations

@@ -457,6 +457,24 @@ def test_a_checkpoint_of_another_shape_or_tokenizer_is_not_gone_on_from(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_checkpoint_grows_in_depth_and_rotary_base_and_does_not_shrink(
+    trained: Trained, tmp_path: Path
+) -> None:
+    grown = replace(RECIPE.network, num_hidden_layers=3, rope_theta=50_000.0)
+    start = replace(RECIPE, checkpoint=str(trained.checkpoint), network=grown)
+    network = network_of(start)
+    first = api.load(trained.checkpoint).engine.model.layers[0]  # type: ignore[attr-defined]
+    assert torch.equal(network.layers[0].mlp.down_proj.weight, first.mlp.down_proj.weight)
+    assert not network.layers[2].mlp.down_proj.weight.any()
+    manifest = {"recipe": config.to_json(start), "tokenizer": codec_of(start).fingerprint}
+    save_checkpoint(network, tmp_path / "grown", codec_of(start).to_json(), manifest)
+    start = replace(start, checkpoint=str(tmp_path / "grown"))
+    for shape in ({"num_hidden_layers": 2}, {"rope_theta": 10_000.0}):
+        smaller = replace(start, network=replace(grown, **shape))
+        with pytest.raises(CheckpointError, match="another shape or tokenizer"):
+            network_of(smaller)
+
+
 def test_waves_take_their_place(trained: Trained) -> None:
     small = replace(RECIPE, largest_number=9, network=replace(RECIPE.network, hidden_size=16))
     assert replace(small, waves=True)

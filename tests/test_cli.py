@@ -207,6 +207,23 @@ def test_what_had_ended_is_kept_when_the_rest_is_cut_off(
     assert Path("t.ended-2.jsonl").exists()
 
 
+def test_what_had_ended_outlives_a_kill(here: Path) -> None:
+    code = """
+import os, signal
+from apr import cli
+from apr.eval import journal
+journal.FLUSH_EVERY, flush = 2, journal.Journal.flush
+def flush_and_die(kept):
+    flush(kept)
+    os.kill(os.getpid(), signal.SIGKILL)
+journal.Journal.flush = flush_and_die
+cli.app(["eval", "runs/tiny/checkpoint", "--count", "6", "--out", "t.jsonl"])
+"""
+    died = subprocess.run([sys.executable, "-c", code], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert len(list(read_traces(Path("t.ended.jsonl")))) == 2
+
+
 def test_runs_that_failed_are_told_of(
     here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +368,7 @@ def test_eval_prints_a_row_and_keeps_traces(here: Path, run: Run) -> None:
     assert (ran.code, ran.err) == (0, "")
     assert "tiny" in ran.out
     assert "traces in runs/eval/tiny-serial.jsonl" in ran.out
+    assert [file.name for file in Path("runs/eval").iterdir()] == ["tiny-serial.jsonl"]
     assert len(list(read_traces(Path("runs/eval/tiny-serial.jsonl")))) == 5
     rows = run("table", "runs/eval/tiny-serial.jsonl", "runs/eval/tiny-serial.jsonl").out
     assert rows.count("serial") == 2
@@ -642,6 +660,9 @@ def test_grade_names_the_line_that_is_no_answer(tmp_path: Path, run: Run, line: 
         ((*SOLVE, "--temperature", "nan"), ["temperature"]),
         ((*SOLVE, "--engine", "embedded://?kv_gib=inf"), ["kv_gib"]),
         (("sft", "tiny", "--set", "sft.steps=3"), ["another recipe", "--out"]),
+        (("sft", "tiny", "--out", "r", "--data", "d", "--set", "checkpoint=x"), ["at x"]),
+        (("sft", "tiny", "--set", "demonstrations.split=test"), ["demonstrations.split"]),
+        (("eval", "--problems", "p.jsonl", "--split", "valid"), ["--problems", "--split"]),
         ((*SOLVE, "--trace", "."), ["cannot write .", "no name"]),
         (("eval", "--count", "1", "--out", ".", "--force"), [". is a folder", "--out"]),
         (("sft", LONG), [LONG, "File name too long"]),
@@ -662,8 +683,6 @@ def test_bad_input_gets_one_sentence(
     Path("empty.jsonl").touch()
     before = files(here)
     ran = run(*args)
-    if args[0] == "sft" and "--out" in parts:
-        ran = ran._replace(out="")  # The data, which is fine, was reported first.
     assert_bad_input(ran, *parts)
     assert files(here) <= before | {"new/train/plan.json"}
 

@@ -112,6 +112,22 @@ def test_a_key_without_default_must_be_given() -> None:
         build(Outer, {})
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A section whose own default differs from that of its class, and holds such a section."""
+
+    inner: Inner = field(default_factory=lambda: Inner(rate=0.1, colour=Colour.BLUE))
+    outer: Outer | None = field(default_factory=lambda: Outer(7, inner=Inner(rate=0.2)))
+
+
+def test_what_a_section_leaves_out_is_as_where_the_section_is_left_out() -> None:
+    assert build(Shared, {"inner": {"betas": [0, 1]}}).inner == Inner(0.1, (0, 1), Colour.BLUE)
+    deep = build(Shared, {"outer": {"inner": {"colour": "blue"}}}).outer
+    assert deep == Outer(7, inner=Inner(rate=0.2, colour=Colour.BLUE))
+    assert build(Shared, {"outer": None}).outer is None
+    assert build(Outer, {"steps": 1, "grid": [{"rate": 0.3}]}).grid == (Inner(0.3),)
+
+
 def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:
     absent, broken, binary = (tmp_path / name for name in ("absent", "broken", "binary"))
     broken.write_text("steps = = 3")

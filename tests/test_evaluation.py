@@ -213,14 +213,14 @@ def test_a_grid_killed_and_resumed_gives_the_same_rows(here: Path, run: Run) -> 
     # In the second cell: each flushes seven times.
     code = """
 import os, signal, sys
-from apr.eval import grid
-grid.FLUSH_EVERY, flush, flushed = 2, grid._Journal.flush, []
-def flush_and_die(journal):
-    flush(journal)
-    flushed.append(journal)
+from apr.eval import journal
+journal.FLUSH_EVERY, flush, flushed = 2, journal.Journal.flush, []
+def flush_and_die(kept):
+    flush(kept)
+    flushed.append(kept)
     if len(flushed) == 9:
         os.kill(os.getpid(), signal.SIGKILL)
-grid._Journal.flush = flush_and_die
+journal.Journal.flush = flush_and_die
 from apr import cli
 cli.app(sys.argv[1:])
 """

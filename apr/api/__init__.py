@@ -4,14 +4,14 @@ from apr.api.evaluation import (
     GridEntry,
     GridModel,
     GridRecipe,
-    flags_of,
     plan_grid,
     run_grid,
 )
+from apr.api.flags import flags_of, inference_of
 from apr.api.model import Model, evaluate, explain, facts, load, pose, solve
 from apr.api.recipe import Inference, MethodName, Network, Recipe, RLRecipe, Sampled
 from apr.api.reinforce import reinforce
-from apr.api.training import codec_of, export, make_data, train
+from apr.api.training import check_start, codec_of, export, make_data, train
 
 __all__ = [
     "GridEntry",
@@ -24,12 +24,14 @@ __all__ = [
     "RLRecipe",
     "Recipe",
     "Sampled",
+    "check_start",
     "codec_of",
     "evaluate",
     "explain",
     "export",
     "facts",
     "flags_of",
+    "inference_of",
     "load",
     "make_data",
     "plan_grid",

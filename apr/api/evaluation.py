@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from apr import config
+from apr.api.flags import OF_SEVERAL, flags_of
 from apr.api.model import load, pose, read_model_manifest
 from apr.api.recipe import Inference, MethodName, Recipe
 from apr.countdown.problem import Problem, Split
@@ -26,7 +27,6 @@ from apr.eval.metrics import Summary, summarize
 from apr.eval.paper import Setting
 from apr.methods.best_of_n import Chooser
 from apr.models.checkpoint import MANIFEST, TOKENIZER, weight_files
-from apr.runtime import ChildContext
 from apr.trace import Trace
 
 
@@ -67,6 +67,8 @@ class GridEntry:
     def __post_init__(self) -> None:
         if self.how.seed is not None:
             raise ConfigError("a grid seeds its cells: set seeds of the grid, not how.seed")
+        if self.samples and self.how.method not in OF_SEVERAL:
+            raise ConfigError(f"{self.how.method} takes no samples: leave samples out of the entry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,8 @@ class _Known:
             checkpoint=self.model.checkpoint,
             engine=self.model.engine,
             fingerprint=self.fingerprint,
-            method=how.label,
+            method=how.kind,
+            besides=how.besides,
             inference=config.to_json(how),
             problems=_digest([[p.numbers, p.target] for p in problems]),
             count=count,
@@ -227,59 +230,6 @@ class _Known:
         words += ["--count", str(count), "--concurrency", str(concurrency)]
         words += ["--out", f"runs/eval/{name}.jsonl"]
         return shlex.join(words)
-
-
-def flags_of(how: Inference) -> list[str]:
-    """The flags of ``apr eval`` that say ``how``, in words; the method always, else no defaults.
-
-    Raises:
-        ConfigError: no flag says it.
-    """
-    usual = Inference()
-    if how.limits.calls != usual.limits.calls:
-        raise ConfigError("limits.calls has no flag, and each result needs a command: leave it out")
-    groups: list[tuple[Any, Any, dict[str, str]]] = [
-        (how, usual, {name: name for name in _FLAGS}),
-        (how.tree, usual.tree, {"depth": "tree-depth", **{name: name for name in _TREE}}),
-        (how.limits, usual.limits, _LIMITS),
-    ]
-    words = ["--method", how.method.value]
-    if how.method in _OF_SEVERAL:
-        words += ["--samples", str(how.samples)]
-    for given, default, names in groups:
-        for name, flag in names.items():
-            if (value := getattr(given, name)) != getattr(default, name):
-                words += [f"--{flag.replace('_', '-')}", str(value)]
-    words += ["--first-success"] if how.first_success else []
-    return words + (["--fork"] if how.child_context is ChildContext.FORK else [])
-
-
-_OF_SEVERAL = (
-    MethodName.BEST_OF_N,
-    MethodName.SELF_CONSISTENCY,
-    MethodName.MULTI_AGENT,
-    MethodName.HOGWILD,
-)
-_FLAGS = (
-    "within",
-    "chooser",
-    "taken",
-    "temperature",
-    "top_p",
-    "top_k",
-    "seed",
-    "children",
-    "window",
-)
-_TREE = ("beam", "proposals", "value", "rollouts")
-_LIMITS = {
-    "context": "context",
-    "depth": "depth",
-    "children": "max-children",
-    "threads": "threads",
-    "total_tokens": "tokens",
-    "seconds": "seconds",
-}
 
 
 def _spelled_out(entry: GridEntry, seeds: Sequence[int]) -> Iterator[Inference]:

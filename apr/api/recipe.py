@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from apr.config import check_drawing, check_least
 from apr.countdown.demonstrate import Demonstrate
+from apr.countdown.problem import Split
 from apr.countdown.task import number_words
 from apr.data.shards import Overlong
 from apr.engine import EngineConfig
@@ -98,6 +99,11 @@ class Recipe:
     """Of the weights and of the order of batches; the demonstrations have their own."""
 
     def __post_init__(self) -> None:
+        if self.demonstrations.split is not Split.TRAIN:
+            raise ConfigError(
+                "a recipe makes demonstrations to train on and to hold out by itself: leave "
+                "demonstrations.split out"
+            )
         check_least(
             1,
             count=self.count,
@@ -192,6 +198,30 @@ class Inference:
 
     @property
     def label(self) -> str:
+        """``kind`` and ``besides``."""
+        return ", ".join(filter(None, [self.kind, self.besides]))
+
+    @property
+    def besides(self) -> str:
+        """What else was set of it that no table has a column for, in words; mostly nothing."""
+        limits, usual = asdict(self.limits), asdict(Limits())
+        set_of_it = {
+            f"top p {self.top_p:g}": self.top_p < 1,
+            f"top k {self.top_k}": self.top_k > 0,
+            "forked": self.child_context is ChildContext.FORK,
+            "first success": self.first_success,
+        }
+        told = [words for words, is_set in set_of_it.items() if is_set]
+        # The context is a budget, and named as one.
+        told += [
+            f"{name.replace('_', ' ')} up to {limit:,}"
+            for name, limit in limits.items()
+            if limit != usual[name] and name != "context"
+        ]
+        return ", ".join(told)
+
+    @property
+    def kind(self) -> str:
         """The method with what tells it from its own kind, as tables name it."""
         match self.method:
             case MethodName.BEST_OF_N:

@@ -22,9 +22,13 @@ from apr.errors import CheckpointError, ConfigError, DataError, StorageError
 from apr.files import new_file
 from apr.models.checkpoint import MANIFEST, default_device, load_checkpoint, save_checkpoint
 from apr.models.llama import Llama
+from apr.train.depth import deepened
 from apr.train.numbers import start_as_waves
 from apr.train.sft import Losses, train_sft
 from apr.train.world import join_world
+
+_CLAIM = "recipe.json"
+"""In a run: what it is a run of."""
 
 
 def codec_of(recipe: Recipe) -> HFCodec:
@@ -55,16 +59,19 @@ def _start_from(checkpoint: Path, network: Llama, codec: HFCodec, recipe: Recipe
     """Give ``network`` the weights of ``checkpoint``, but for words that only one of them knows."""
     loaded = load_checkpoint(checkpoint, dtype=torch.float32)
     known, own = HFCodec.load(checkpoint).vocabulary, codec.vocabulary
+    ours = network.config
     theirs = replace(
         loaded.config,
         vocab_size=codec.size,
-        max_position_embeddings=network.config.max_position_embeddings,
+        max_position_embeddings=ours.max_position_embeddings,
+        num_hidden_layers=max(loaded.config.num_hidden_layers, ours.num_hidden_layers),
+        rope_theta=max(loaded.config.rope_theta, ours.rope_theta),
     )
     if known.keys() <= own.keys():
         shared = {word: word for word in known}
     else:
         shared = _spelled_alike(known, own) if _is_of_another_text(checkpoint, recipe) else {}
-    if not shared or theirs != network.config:
+    if not shared or theirs != ours:
         raise CheckpointError(
             f"{checkpoint} has another shape or tokenizer than the recipe that starts from it: "
             "give the recipe the text, largest_number and network of the one that made it"
@@ -74,7 +81,7 @@ def _start_from(checkpoint: Path, network: Llama, codec: HFCodec, recipe: Recipe
     old = torch.tensor([known[word] for word in shared.values()])
     for name in ("embed_tokens.weight", "lm_head.weight"):
         weights[name] = initial[name].index_copy(0, new, weights[name][old])
-    network.load_state_dict(weights)
+    network.load_state_dict(deepened(weights, ours.num_hidden_layers))
 
 
 def _is_of_another_text(checkpoint: Path, recipe: Recipe) -> bool:
@@ -114,6 +121,16 @@ def batches_of(recipe: Recipe, directory: Path) -> PackedBatches:
         codec.pad_id,
         marks=Marks(*(codec.vocabulary[word] for word in words)),
     )
+
+
+def check_start(recipe: Recipe, run: Path) -> None:
+    """Refuse before any work what ``train`` would refuse after its data was made.
+
+    Raises:
+        CheckpointError, ConfigError: as ``train``.
+    """
+    _check_claim(run, recipe)
+    network_of(recipe)
 
 
 def make_data(
@@ -226,11 +243,16 @@ def _weights(recipe: Recipe, watched: dict[str, list[int]]) -> dict[int, float]:
 
 def claim_run(run: Path, recipe: Recipe | RLRecipe) -> None:
     """Note what ``run`` is for, so that no run goes on from the state of another recipe."""
-    path = run / "recipe.json"
-    if not path.is_file():
-        with new_file(path) as tmp:
+    if not _check_claim(run, recipe):
+        with new_file(run / _CLAIM) as tmp:
             tmp.write_text(json.dumps(config.to_json(recipe), indent=2) + "\n", encoding="utf-8")
-        return
+
+
+def _check_claim(run: Path, recipe: Recipe | RLRecipe) -> bool:
+    """Whether ``run`` has been claimed, for this recipe; raises ConfigError if for another."""
+    path = run / _CLAIM
+    if not path.is_file():
+        return False
     try:
         # Values, not text: what an older version did not know has its default.
         same = config.build(type(recipe), json.loads(path.read_text(encoding="utf-8"))) == recipe
@@ -238,3 +260,4 @@ def claim_run(run: Path, recipe: Recipe | RLRecipe) -> None:
         same = False
     if not same:
         raise ConfigError(f"{run} holds a run of another recipe: name another folder with --out")
+    return True

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperGroup
 
-from apr import config
 from apr.errors import AprError, InputError, OutOfTime
 
 if TYPE_CHECKING:
@@ -97,16 +96,9 @@ class RunFlags:
 
     def inference(self) -> Inference:
         """Raises ConfigError for a value that cannot be."""
-        from apr.api import Inference
+        from apr.api import inference_of
 
-        raw = asdict(self)
-        tree = {name: raw.pop(name) for name in ("beam", "proposals", "value", "rollouts")}
-        raw["tree"] = {"depth": raw.pop("tree_depth"), **tree}
-        limits = {name: raw.pop(name) for name in ("context", "depth", "threads", "seconds")}
-        limits |= {"children": raw.pop("max_children"), "total_tokens": raw.pop("tokens")}
-        raw["limits"] = {name: value for name, value in limits.items() if value is not None}
-        raw["child_context"] = "fork" if raw.pop("fork") else "fresh"
-        return config.build(Inference, raw)
+        return inference_of(asdict(self))
 
 
 def deadline(minutes: float | None) -> float:

@@ -8,6 +8,8 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +24,7 @@ from apr.cli.recipes import load_sft
 from apr.cli.shown import console_of, draw, name_of, note, row_of
 from apr.countdown.problem import Problem, Split, read_problems, solvable
 from apr.errors import ConfigError, DataError, EngineError, ProblemError, StorageError
+from apr.eval.journal import Journal
 from apr.files import check_writable
 from apr.trace import Trace, write_traces
 
@@ -130,8 +133,11 @@ def evaluate(
     checkpoint = model or apr.DEMO
     out = out or Path("runs", "eval", f"{name_of(checkpoint)}-{how.method}.jsonl")
     _check_output(out, force)
-    if problems is not None and task is not None:
-        raise ConfigError("--problems and --task both say what to solve: give one of them")
+    if problems is not None and (task is not None or problem_seed or split is not Split.TEST):
+        raise ConfigError(
+            "--problems says what to solve, and --task, --split and --problem-seed do, too: give "
+            "one of them"
+        )
     posed = read_problems(problems)[:count] if problems is not None else []
     if problems is not None and not posed:
         raise DataError(f"{problems} holds no problem: put one on each line")
@@ -143,10 +149,11 @@ def evaluate(
     if problems is None:
         posed = api.pose(recipe or ready.recipe, split, count or 500, problem_seed)
     _note_foreign(ready, posed)
-    start = time.perf_counter()
-    traces = _evaluate(ready, posed, inference, concurrency, out)
-    seconds = time.perf_counter() - start
-    write_traces(out, traces)
+    with _kept_as_they_end(out) as journal:
+        start = time.perf_counter()
+        traces = _evaluate(ready, posed, inference, concurrency, journal)
+        seconds = time.perf_counter() - start
+        write_traces(out, traces)
     _show(traces, out, seconds, as_json)
     if problems is not None and not as_json:
         _tell_hopeless(posed, traces)
@@ -215,33 +222,42 @@ def _watch(model: Model, posed: Problem, how: Inference, console: Console | None
         return api.solve(model, posed, how, watch)
 
 
+@contextmanager
+def _kept_as_they_end(out: Path) -> Iterator[Journal]:
+    """A file beside ``out``, in which traces stand until ``out`` holds them all; a body that fails
+    leaves it there."""
+    journal = Journal(_free(out))
+    try:
+        yield journal
+    except BaseException:
+        with suppress(StorageError):
+            journal.flush()
+        if journal.num_kept:
+            typer.echo(f"{journal.num_kept} traces that had ended are in {journal.path}", err=True)
+        raise
+    journal.path.unlink(missing_ok=True)
+
+
 def _evaluate(
-    model: Model, posed: list[Problem], how: Inference, concurrency: int, out: Path
+    model: Model, posed: list[Problem], how: Inference, concurrency: int, journal: Journal
 ) -> list[Trace]:
-    """All traces; where the rest is cut off, those that had ended stand beside ``out``."""
+    """All traces; those that the world did not fail are in ``journal`` as soon as they end."""
     from tqdm import tqdm
 
     from apr import api
 
-    done: list[Trace] = []
-    num_correct = 0
+    num_done = num_correct = 0
     with tqdm(total=len(posed), desc="eval", disable=not sys.stderr.isatty()) as bar:
 
         def count(trace: Trace) -> None:
-            nonlocal num_correct
-            done.append(trace)
-            num_correct += trace.is_correct
-            bar.set_postfix(accuracy=f"{num_correct / len(done):.1%}")
+            nonlocal num_done, num_correct
+            num_done, num_correct = num_done + 1, num_correct + trace.is_correct
+            bar.set_postfix(accuracy=f"{num_correct / num_done:.1%}")
             bar.update()
+            if trace.error is None:
+                journal.append(trace)
 
-        try:
-            traces = api.evaluate(model, posed, how, concurrency, count)
-        except BaseException:
-            if done:
-                ended = _free(out)
-                write_traces(ended, done)
-                typer.echo(f"{len(done)} traces that had ended are in {ended}", err=True)
-            raise
+        traces = api.evaluate(model, posed, how, concurrency, count)
     errors = [t.error for t in traces if t.error is not None]
     if errors and len(errors) == len(traces):
         raise EngineError(f"every run failed: {errors[0]}")

@@ -45,10 +45,11 @@ def sft(
     loaded = load_sft(recipe, overrides)
     stem = Path(recipe).stem
     run, folder = out or Path("runs", stem), data or Path("data", stem)
-    if _is_first():
-        _make_data(loaded, folder, workers)
     from apr import api
 
+    if _is_first():
+        api.check_start(loaded, run)
+        _make_data(loaded, folder, workers)
     losses = api.train(loaded, run, folder, sys.stderr.isatty(), until)
     if not _is_first():
         return

@@ -118,7 +118,7 @@ class Diagnosis:
         wrong |= {"wrong verdicts": self.verdicts, "wrongly asked": self.asked}
         return {
             "n": str(self.problems.num),
-            "solved": f"{1 - self.problems.rate:.1%}",
+            "solved": f"{1 - self.problems.rate:.1%}" if self.problems.num else "",
             **{name: f"{t.rate:.2%}" if t.num else "" for name, t in wrong.items()},
         }
 

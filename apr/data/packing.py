@@ -54,9 +54,6 @@ class Batch(NamedTuple):
     segments_BT: Tensor  # number of the sequence in its row, -1 for padding
     places_BT: Tensor  # the Place of the target
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(*(t.to(device, non_blocking=True) for t in self))
-
 
 class PackedBatches:
     """An endless series of batches, one shuffled epoch after another."""
@@ -81,6 +78,8 @@ class PackedBatches:
                 f"the data has a sequence of {lengths.max()} tokens and a row holds {length}: "
                 "raise the row length, or make the data with a smaller context"
             )
+        if not sequences.loss.any():
+            raise DataError("the data holds no token to learn, only prompts: raise its context")
         self.sequences = sequences
         self.lengths = lengths
         self.rows = rows

@@ -6,7 +6,7 @@ or other problems are never taken for these. It holds::
     cell.json          the setting, and the command line that makes the same results by itself
     traces.jsonl       one trace a line: as they end while it runs, in problem order once it is done
     results.parquet    one row for each problem, in order; it appears when all have ended
-    samples.parquet    one row for each sample, of methods that draw several
+    samples.parquet    one row for each sample, of best_of_n and self_consistency
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ class Cell:
     """Problems at the same time."""
     command: str
     """Makes the same traces by itself."""
+    besides: str = ""
+    """What else was set of the method that is neither its name nor a budget, in words."""
     engine: str | None = None
     """Servers that run the model; None is the embedded engine."""
     draws: dict[str, str] = field(default_factory=dict)
@@ -97,7 +99,8 @@ class Cell:
         """Method and settings in a few words."""
         seed = self.inference["seed"]
         budget = {"children": self.children, "window": self.window, "context": self.context}
-        parts = [self.method, *(f"{k} {v}" for k, v in budget.items() if v is not None)]
+        parts = [self.method, *([self.besides] if self.besides else [])]
+        parts += [f"{k} {v}" for k, v in budget.items() if v is not None]
         parts += [f"T {self.temperature:g}", *([] if seed is None else [f"seed {seed}"])]
         return ", ".join([*parts, *(["alone"] if self.concurrency == 1 else [])])
 

@@ -9,27 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic
 
-from apr.errors import DataError, EngineError, StorageError
+from apr.errors import DataError, EngineError
 from apr.eval.cell import GRID, RESULTS, SETTING, TRACES, Cell, Grid, write_results
+from apr.eval.journal import Journal
 from apr.eval.run import run_problems
 from apr.eval.samples import samples_of
-from apr.files import new_file, writing
+from apr.files import new_file
 from apr.interfaces import Task
 from apr.methods import Method, P
 from apr.runtime import Observer
-from apr.trace import Trace, line_of, write_traces
-
-FLUSH_EVERY = 16
-"""Traces that a kill may lose at most."""
-FLUSH_SECONDS = 2.0
+from apr.trace import Trace, write_traces
 
 
 def write_grid(folder: Path, grid: Grid) -> None:
@@ -96,7 +92,7 @@ def _run(
     spent = max((t.meta["ended"] for t in done.values()), default=0.0)
     indexed = _Indexed(method, time.perf_counter() - spent)
     with ExitStack() as stack:
-        journal = _Journal(place / TRACES)
+        journal = Journal(place / TRACES)
         stack.callback(journal.flush)
 
         def keep(trace: Trace) -> None:
@@ -122,36 +118,6 @@ class _Indexed(Generic[P]):
         trace = await self.within.solve(posed, observer)
         ended = time.perf_counter() - self.start
         return replace(trace, meta={**trace.meta, "index": index, "ended": ended})
-
-
-class _Journal:
-    """Appends traces as they end, some at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: list[bytes] = []
-        self.flushed = time.monotonic()
-
-    def append(self, trace: Trace) -> None:
-        self.lines.append(line_of(trace))
-        if len(self.lines) >= FLUSH_EVERY or time.monotonic() - self.flushed > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is waiting.
-
-        Raises:
-            StorageError: the disk is full; no part of these traces stays in the file.
-        """
-        lines, self.lines, self.flushed = self.lines, [], time.monotonic()
-        size = self.path.stat().st_size if self.path.exists() else 0
-        try:
-            with writing(self.path), self.path.open("ab") as f:
-                f.writelines(lines)
-        except StorageError:
-            with suppress(OSError):
-                os.truncate(self.path, size)
-            raise
 
 
 def _resume(path: Path) -> dict[int, Trace]:

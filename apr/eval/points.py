@@ -46,6 +46,7 @@ FAMILIES = {
 }
 """Of each method, by its name in ``Inference``."""
 _BY_SAMPLES = (Family.CONS, Family.PASS)
+_OF_SAMPLES = (*_BY_SAMPLES, Family.BEST, Family.AGENTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,23 +84,34 @@ class Point:
     @property
     def series(self) -> str:
         """Model and method: what the points of a curve share."""
-        if self.family in (Family.THREADS, Family.SERIAL, Family.PASTA):
-            return self.cell.model
-        if self.family is Family.TREE:
-            return f"{self.cell.model}, {self.method}"
-        by = f" ({self.cell.inference['chooser']})" if self.family is Family.BEST else ""
-        return ", ".join(filter(None, [self.cell.model, f"{self.family}{by}", self.otherwise]))
+        return ", ".join(filter(None, [self.cell.model, self._named, self.otherwise]))
+
+    @property
+    def _named(self) -> str:
+        """The method, where it is not what its model is for; its budget stands elsewhere."""
+        how = self.cell.inference
+        if self.family is Family.BEST:
+            return f"{self.family} ({how['chooser']})"
+        if self.family is Family.HOGWILD:
+            return f"{self.family} ({how['taken']})"
+        if self.family in (Family.CONS, Family.PASS, Family.AGENTS):
+            return self.family
+        return "" if self.method in (self._usual, "pasta") else self.method
+
+    @property
+    def _usual(self) -> str:
+        return "serial" if self.cell.stands_for.startswith("SoS") else "apr"
 
     @property
     def otherwise(self) -> str:
-        """What tells its samples from those its model draws by itself: whether they spawn, and what
-        was set of them."""
-        within = str(self.cell.inference["within"])
-        usual = "serial" if self.cell.stands_for.startswith("SoS") else "apr"
-        how = "" if within == usual else {"apr": "spawning", "serial": "not spawning"}[within]
+        """What tells it from what its model does by itself: whether samples spawn, and what else
+        was set."""
+        within, parts = str(self.cell.inference["within"]), []
+        if self.family in _OF_SAMPLES and within != self._usual:
+            parts = ["spawning" if within == "apr" else "not spawning"]
         # Of these the number of samples is the budget, and a curve for each of the others.
-        others = _set(self.cell) if self.family in _BY_SAMPLES else []
-        return ", ".join(filter(None, [how, *others]))
+        parts += _set(self.cell) if self.family in _BY_SAMPLES else []
+        return ", ".join(filter(None, [*parts, self.cell.besides]))
 
     @property
     def size_set(self) -> tuple[int | None, int | None, int | None]:
@@ -150,12 +162,11 @@ def points_of(results: Iterable[Results]) -> list[Point]:
     groups = _by_setting(list(results))
     alone = {_alone_key(g[0].cell): g for g in groups if g[0].cell.concurrency == 1}
     loaded = {_alone_key(g[0].cell) for g in groups if g[0].cell.concurrency > 1}
+    shown = [g for g in groups if g[0].cell.concurrency > 1 or _alone_key(g[0].cell) not in loaded]
     points: list[Point] = []
-    widest = _widest(groups)
-    for group in groups:
+    widest = _widest(shown)
+    for group in shown:
         cell = group[0].cell
-        if cell.concurrency == 1 and _alone_key(cell) in loaded:
-            continue
         drawn = _point(group, alone.get(_alone_key(cell)))
         points.append(drawn)
         if widest.get(_source(cell)) is group:
@@ -275,7 +286,7 @@ def _set(cell: Cell) -> list[str]:
 
 
 def _size(cell: Cell, total_tokens_P: Floats) -> float:
-    given = cell.children or cell.window or cell.context
+    given = next((n for n in (cell.children, cell.window, cell.context) if n is not None), None)
     if _family(cell) in _BY_SAMPLES:
         return float(cell.inference["samples"])
     if given is not None or np.isnan(total_tokens_P).all():

@@ -1,7 +1,8 @@
 """The clipped policy loss over the sampled tokens of many rollouts, one term a token.
 
-The loss is a sum over tokens with weights that add up to one over the whole update, so that it can
-be computed in pieces of any size, on any number of processes, and the gradients added.
+The loss is a sum over tokens with weights that are known beforehand, so that it can be computed in
+pieces of any size, on any number of processes, and the gradients added. By default they add up to
+one over the whole update, but for tokens of calls that were cut short, which are never trained on.
 
 Axis suffix: ``_N`` token that was sampled, over all sequences of a piece.
 """

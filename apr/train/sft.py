@@ -201,13 +201,14 @@ class _Update:
         batches = [next(feed) for _ in range(self.config.accumulate // self.world.size)]
         # One divisor for the update, so that accumulation changes nothing but memory.
         (num_learnt,) = map(int, self.world.totals([sum(b.num_learnt for b in batches)]))
+        divisor = max(1, num_learnt)  # a batch may hold nothing but prompts that were cut off
         total = torch.zeros((), device=self.compute.device)
         self.model.train()
         for inputs in batches:
             loss_N = _losses(self.model, inputs, self.compute)
-            weighted = (loss_N * self._weights(inputs)).sum() / num_learnt
+            weighted = (loss_N * self._weights(inputs)).sum() / divisor
             weighted.backward()  # type: ignore[no-untyped-call]
-            total += loss_N.detach().sum() / num_learnt
+            total += loss_N.detach().sum() / divisor
         self.world.add_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip)
         for optimizer in self.optimizers:

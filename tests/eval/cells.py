@@ -31,8 +31,8 @@ HOW: dict[str, Any] = {
 
 
 def cell(model: str = "threads", stands_for: str = "APR", **how: Any) -> Cell:
-    """``how`` sets what of the inference is not usual, and ``concurrency``."""
-    concurrency = how.pop("concurrency", 64)
+    """``how`` sets what of the inference is not usual, ``concurrency`` and ``besides``."""
+    concurrency, besides = how.pop("concurrency", 64), how.pop("besides", "")
     method = how.get("method", "apr")
     draws = {"cons": f"apr {model} cons {{n}}", "pass": f"apr {model} pass {{n}}"}
     made = Cell(
@@ -46,6 +46,7 @@ def cell(model: str = "threads", stands_for: str = "APR", **how: Any) -> Cell:
         count=NUM_PROBLEMS,
         concurrency=concurrency,
         command="",
+        besides=besides,
         draws=draws if method == "best_of_n" else {},
     )
     return replace(made, command=f"apr eval {made.name}")

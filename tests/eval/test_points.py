@@ -156,7 +156,15 @@ def test_the_largest_budget_within_an_amount(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "family", "label"),
     [
-        ({"method": "serial"}, Family.SERIAL, "threads"),
+        ({"method": "serial"}, Family.SERIAL, "threads, serial"),
+        ({"method": "pasta"}, Family.PASTA, "threads"),
+        ({"besides": "first success"}, Family.THREADS, "threads, first success"),
+        ({"children": 0}, Family.THREADS, "threads, 0 children"),
+        (
+            {"method": "hogwild", "taken": "all"},
+            Family.HOGWILD,
+            "threads, hogwild (all), n = 8",
+        ),
         ({"method": "self_consistency"}, Family.CONS, "threads, cons@n, not spawning, n = 8"),
         ({"method": "multi_agent"}, Family.AGENTS, "threads, agents, not spawning, n = 8"),
         ({"method": "tree_of_thoughts"}, Family.TREE, "threads, tree_of_thoughts"),
@@ -199,6 +207,23 @@ def test_the_most_samples_are_the_curve_and_each_setting_has_its_own(tmp_path: P
         "serial, cons@n, context 256": [1, 2],
         "serial, pass@n, context 256": [1, 2],
     }
+
+
+def test_what_is_measured_alone_takes_no_curve_away(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"method": "best_of_n", "temperature": 1.0, "seed": 0}
+    alone, loaded = (cell("serial", "SoS+", concurrency=n, **how) for n in (1, 64))
+    correct = [[True, False]]
+    points = points_of([sampled(tmp_path, c, correct) for c in (alone, loaded)])
+    assert [p.label for p in points if p.family is Family.PASS] == [
+        "serial, pass@n, n = 1",
+        "serial, pass@n, n = 2",
+    ]
+
+
+def test_no_children_are_the_smallest_budget(tmp_path: Path) -> None:
+    made = [cell(children=n) for n in (2, 0, 1)]
+    (series,) = curves(points_of([results(tmp_path, m, [True]) for m in made])).values()
+    assert [p.cell.children for p in series] == [0, 1, 2]
 
 
 def test_a_seed_that_the_world_failed_is_no_seed(tmp_path: Path) -> None:

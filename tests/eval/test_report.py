@@ -269,6 +269,18 @@ def test_samples_that_spawn_are_a_curve_of_their_own(tmp_path: Path) -> None:
     assert samples.get_xlim()[1] * one.mean("total_tokens") == pytest.approx(ours.get_xlim()[1])
 
 
+def test_any_number_of_models_may_stand_for_threads(tmp_path: Path) -> None:
+    made = [cell(f"threads {n}", temperature=1.0, seed=0) for n in range(5)]
+    made.append(cell("serial", Setting.SERIAL, method="serial", temperature=1.0, seed=0))
+    for each in made:
+        fill(tmp_path, each, 0.5, 2)
+    points = points_of([r for c in made if (r := read_results(tmp_path, c))])
+    with style.drawing():
+        figure = scaling.figure_4b(Board(points, [])).figure
+    assert figure is not None
+    assert len(figure.axes[0].lines) == 6
+
+
 def test_figure_6_ends_at_the_accuracy_of_the_last_problem(board: Board) -> None:
     with style.drawing():
         figure = latency.figure_6(board).figure

@@ -45,11 +45,11 @@ def figure_6(board: Board) -> Drawn:
         style.say(load, "many problems at a time: not run yet")
     caption = (
         "Share of problems solved with at most so many tokens on the critical path, or so many "
-        "seconds of wall clock from the first call to the last; bands are 95 % intervals. Hollow: "
-        "supervised, filled: after reinforcement learning. Threads of a problem are decoded "
-        "together in one batch, so how much of what they save in sequence they save on the clock "
-        "hangs on what a larger batch costs the machine; the paper had a GPU for each of eight "
-        "threads."
+        "seconds of wall clock from the first call to the last; bands are 95 % intervals of one "
+        "run. Hollow: supervised, filled: after reinforcement learning. Threads of a problem are "
+        "decoded together in one batch, so how much of what they save in sequence they save on the "
+        "clock hangs on what a larger batch costs the machine; the paper had a GPU for each of "
+        "eight threads."
     )
     numbers = [
         Number(

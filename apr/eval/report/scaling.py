@@ -84,8 +84,9 @@ def figure_4b(board: Board) -> Drawn:
     _draw_leads(theirs, serial[-1], threads)
     caption = (
         "A problem counts at a window if it was solved and no call of it, prompt included, held "
-        "more tokens. Bands are 95 % intervals. Right: by how much threads lead at the largest "
-        "window, with the paired 95 % interval; grey, what the paper reads off at 4,096 tokens."
+        "more tokens. Bands are 95 % intervals of one run. Right: by how much threads lead at the "
+        "largest window, with the paired 95 % interval; grey, what the paper reads off at 4,096 "
+        "tokens."
     )
     leads = [(p, p.over(serial[-1])) for p in threads]
     numbers = [Number(p.label, style.share(*p.accuracy), p.command) for p in [*serial, *threads]]
@@ -260,7 +261,7 @@ def _draw_windows(ax: Axes, serial: Sequence[Point], threads: Sequence[Point]) -
     widest = max(float(np.nanmax(s["longest_context"])) for p in everyone for s in p.seeds)
     windows = np.arange(0, widest * 1.02 + 1)
     labels = []
-    lines = ["-"] * len(serial) + [":", "--", "-"][-len(threads) :]
+    lines = ["-"] * len(serial) + [(":", "--", "-")[i % 3] for i in range(-len(threads), 0)]
     for p, line in zip(everyone, lines, strict=True):
         color = style.colour(p)
         solved_W = cumulative(p, "longest_context", windows)
@@ -293,7 +294,8 @@ def cumulative(point: Point, column: str, amounts: Floats) -> Floats:
 
 
 def band(solved_W: Floats, point: Point) -> tuple[list[float], list[float]]:
-    """95 % intervals, low and high ends, of what ``cumulative`` gave."""
+    """95 % intervals of one run, low and high ends, of what ``cumulative`` gave: over several
+    seeds wider than they need be."""
     n = int((~np.isnan(point.scores_P)).sum())
     intervals = [wilson(round(s * n), n) for s in solved_W]
     return [i.low for i in intervals], [i.high for i in intervals]

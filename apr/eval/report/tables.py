@@ -177,9 +177,10 @@ def _name(point: Point) -> str:
 
 def _row(point: Point, baseline: Point | None) -> tuple[str, ...]:
     gain = None if baseline is None or baseline is point else point.over(baseline)
+    seeds = f", {point.num_seeds} seeds" if point.num_seeds > 1 else ""
     failed = f", {point.num_failed} failed" if point.num_failed else ""
     return (
-        point.label + (" †" if point.needs_verifier else "") + failed,
+        point.label + (" †" if point.needs_verifier else "") + seeds + failed,
         _percentage(point),
         "" if gain is None else style.points(gain),
         _decimal(point.mean("total_tokens"), 0),
