@@ -1,6 +1,8 @@
 """The prefix cache: a radix tree over pages of token ids (after RadixAttention, 2312.07104).
 
 Siblings that share a prompt share its pages, and a parent that resumes finds its own prefix again.
+A prefix is found once a step has computed it; the scheduler lets those wait that share one which
+another is computing.
 An edge is one full page of ids, so that nodes never need splitting; a prefix is found up to its
 last full page. What no sequence uses stays until room is needed, then the leaf that has been idle
 longest goes first, and with it what has been idle as long.
@@ -54,6 +56,16 @@ class RadixCache:
         self._touch(node)
         self.pool.hold(pages)
         return pages
+
+    def missing(self, ids: Sequence[int]) -> tuple[Node, Key] | None:
+        """The first full page of ``ids`` that is not cached, and what it would stand below."""
+        node = self.root
+        for key in self._keys(ids):
+            child = node.children.get(key)
+            if child is None:
+                return node, key
+            node = child
+        return None
 
     def insert(self, ids: Sequence[int], pages: Sequence[int]) -> None:
         """Keep the full pages of ``ids``, computed in ``pages``; the cache becomes a holder.

@@ -13,7 +13,7 @@ from collections import deque
 from typing import NamedTuple
 
 from apr.engine.pages import PagePool
-from apr.engine.radix import RadixCache
+from apr.engine.radix import Key, Node, RadixCache
 from apr.engine.sequence import Sequence
 
 
@@ -76,15 +76,37 @@ class Scheduler:
             if start < end and sequence in self.running and self._grow(sequence, end):
                 chunks.append(Chunk(sequence, start, end))
                 budget -= end - start
+        return chunks + self._newcomers(budget)
+
+    def _newcomers(self, budget: int) -> list[Chunk]:
+        """Chunks of at most ``budget`` ids of those admitted now.
+
+        Who shares a page of its prompt with one that is just computing it waits until it is there:
+        of many samples of one prompt the first computes it for all (in-batch prefix caching, as
+        SGLang names it).
+        """
+        chunks: list[Chunk] = []
+        coming = {self._missing(s) for s in self.running if s.num_computed < s.num_prompt}
+        later: list[Sequence] = []
         while budget and self.waiting and len(self.running) < self.max_batch:
             sequence = self.waiting[0]
+            missing = self._missing(sequence)
+            if missing is not None and missing in coming:
+                later.append(self.waiting.popleft())
+                continue
             if not self._admit(sequence):
                 break
+            coming.add(missing)
             start = sequence.num_computed
             end = min(len(sequence.ids), start + budget)
             chunks.append(Chunk(sequence, start, end))
             budget -= end - start
+        self.waiting.extendleft(reversed(later))
         return chunks
+
+    def _missing(self, sequence: Sequence) -> tuple[Node, Key] | None:
+        """The first page that it must compute; None where all full ones are cached."""
+        return self.cache.missing(sequence.ids[:-1]) if self.prefix_cache else None
 
     def stretch(self, chunks: list[Chunk], count: int) -> int:
         """Give each of ``chunks`` room for up to ``count`` ids more, if there is room for all.

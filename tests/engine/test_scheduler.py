@@ -144,3 +144,22 @@ def test_whoever_does_not_fit_costs_the_cache_nothing() -> None:
     chunks = scheduler.schedule()
     loop.close()
     assert [c.start for c in chunks if c.sequence is goes_on] == [10], "its parent is still there"
+
+
+@pytest.mark.parametrize("budget", [64, 5])
+def test_a_prompt_of_many_is_computed_once(budget: int) -> None:
+    """Who shares it waits for whoever computes it, also where that takes several steps; others
+    do not wait."""
+    loop = asyncio.new_event_loop()
+    scheduler = Scheduler(PagePool(64), 4, max_batch=16, max_batch_tokens=budget)
+    same = [sequence(loop, 12, 3) for _ in range(4)]
+    other = sequence(loop, 3, 3, first=5)
+    for each in [*same[:2], other, *same[2:]]:
+        scheduler.add(each)
+    step(scheduler)
+    assert list(scheduler.running) == ([same[0], other] if budget == 64 else [same[0]])
+    assert list(scheduler.waiting)[-2:] == same[2:]
+    while scheduler.running or scheduler.waiting:
+        step(scheduler)
+    assert scheduler.num_reused == 3 * 8
+    loop.close()
