@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from apr.errors import ConfigError, ContextError, EngineError
+from apr.config import check_least
+from apr.errors import ContextError, EngineError
 from apr.interfaces import Append, Codec, Dialect, Engine, Join, Malformed, Spawn
 from apr.trace import Call, End, Thread, Trace
 from apr.types import Completion, FinishReason, Ids, Sampling
@@ -56,9 +57,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            value, least = getattr(self, name), 0 if name in ("depth", "seconds") else 1
-            if value is not None and not value >= least:  # not a number is below everything
-                raise ConfigError(f"limit {name} is {value}: give at least {least}")
+            least = 0 if name in ("depth", "seconds") else 1
+            check_least(least, **{f"limit {name}": getattr(self, name)})
 
 
 class Observer:

@@ -197,11 +197,33 @@ def test_a_line_that_is_no_trace_is_named(tmp_path: Path, line: bytes, words: st
     assert str(path) in str(caught.value)
 
 
-def test_a_child_that_is_its_own_parent_is_refused() -> None:
-    record = TREE.to_json()
-    record["threads"][2]["spawns"] = [[2]]
-    with pytest.raises(DataError, match="not a tree"):
-        Trace.from_json(record)
+def changed(where: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """The record of ``TREE``, with ``value`` in one place."""
+    record: dict[str, Any] = json.loads(json.dumps(TREE.to_json()))
+    *path, last = where
+    place: Any = record
+    for key in path:
+        place = place[key]
+    place[last] = value
+    return record
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ((2, "spawns"), [[2]]),
+        ((2, "parent"), None),
+        ((2, "parent"), 0),
+        ((2, "index"), 9),
+        ((0, "parent"), 0),
+        ((0, "spawns"), [[1, 4], [6]]),
+        ((0, "spawns"), [[1, 4], [-1]]),
+        ((1, "spawns"), [[2, 3], [4]]),
+    ],
+)
+def test_threads_that_are_no_tree_are_refused(where: tuple[Any, ...], value: Any) -> None:
+    with pytest.raises(DataError, match="not a tree in order"):
+        Trace.from_json(changed(("threads", *where), value))
 
 
 @pytest.mark.parametrize(
@@ -212,18 +234,30 @@ def test_a_child_that_is_its_own_parent_is_refused() -> None:
         (("answer",), 5),
         (("threads", 0, "join"), None),
         (("threads", 0, "message"), 3),
+        (("answer",), []),
+        (("grade", "correct"), "yes"),
+        (("threads", 0, "index"), 0.0),
+        (("threads", 1, "parent"), 0.0),
+        (("threads", 0, "spawns"), [[0.5]]),
+        (("threads", 0, "success"), "yes"),
+        (("threads", 0, "notes"), [1]),
         (("threads", 0, "calls", 0, "ids"), ["a"]),
+        (("threads", 0, "calls", 0, "logprobs"), "ab"),
+        (("threads", 0, "calls", 0, "start"), None),
+        (("threads", 0, "calls", 0, "end"), "x"),
+        (("threads", 0, "calls", 0, "beside"), "x"),
     ],
 )
 def test_a_value_of_another_kind_is_refused(where: tuple[Any, ...], value: Any) -> None:
-    record = json.loads(json.dumps(TREE.to_json()))
-    *path, last = where
-    place = record
-    for key in path:
-        place = place[key]
-    place[last] = value
     with pytest.raises(DataError, match="not a trace: TypeError"):
-        Trace.from_json(record)
+        Trace.from_json(changed(where, value))
+
+
+def test_a_call_with_more_or_fewer_logprobs_than_ids_is_refused() -> None:
+    for num in (1, 3):
+        record = changed(("threads", 0, "calls", 0, "logprobs"), [-1.0] * num)
+        with pytest.raises(DataError, match=f"2 ids and {num} logprobs"):
+            Trace.from_json(record)
 
 
 def test_a_line_without_end_of_nesting_is_refused(tmp_path: Path) -> None:

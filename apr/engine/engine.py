@@ -16,13 +16,13 @@ from apr.config import check_drawing, check_least
 from apr.engine.attention import PagedKV, page_bytes
 from apr.engine.graphs import DecodeGraphs
 from apr.engine.kernel import CompiledKV, attention_library, compiled_page_bytes
-from apr.engine.loop import Loop
 from apr.engine.pages import PagePool
 from apr.engine.scheduler import Chunk, Scheduler
 from apr.engine.sequence import fail, sequence_of
 from apr.engine.steps import Steps, StepsInC, StepsInTorch
 from apr.errors import ConfigError, EngineError
 from apr.interfaces import Codec, check_request
+from apr.loop import Loop
 from apr.models.llama import Llama, LlamaConfig
 from apr.models.precision import Precision
 from apr.types import Completion, Sampling

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from apr.engine import EmbeddedEngine
 from apr.engine.attention import PagedKV, page_bytes
-from apr.engine.loop import Loop
 from apr.engine.pages import PagePool
 from apr.engine.sampler import draw
 from apr.engine.sequence import Sequence as Worker
@@ -27,6 +26,7 @@ from apr.engine.sequence import fail, sequence_of
 from apr.errors import ConfigError, ContextError, EngineError
 from apr.hogwild.group import Group, OnEnd
 from apr.hogwild.views import SharedAttend
+from apr.loop import Loop
 from apr.types import Completion, Sampling
 
 
@@ -41,8 +41,8 @@ class HogwildEngine:
     def __init__(self, engine: EmbeddedEngine) -> None:
         """
         Args:
-            engine: does what takes no company; its settings hold for both, each with memory of
-                its own.
+            engine: does what takes no company. Of its settings ``max_batch``, ``products`` and
+                ``kv_gib`` hold here, too, the last for memory beside its own.
         """
         self.engine = engine
         self.model, self.context = engine.model, engine.context
@@ -95,7 +95,7 @@ class HogwildEngine:
     @property
     def max_workers(self) -> int:
         """Most workers of one group."""
-        return min(self.pool.num_pages - 1, self.engine.config.max_batch)
+        return max(0, min(self.pool.num_pages - 1, self.engine.config.max_batch))
 
     def _check(
         self,

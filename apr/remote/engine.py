@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, NamedTuple, Protocol
 
-from apr.errors import InputError
+from apr.errors import EngineError, InputError
 from apr.interfaces import Codec, check_request
 from apr.remote.http import Http, Json
 from apr.types import Completion, FinishReason, Ids, Sampling
 
 
 class Piece(NamedTuple):
-    """What one piece of an answer adds to a completion."""
+    """What one piece of a reply adds to a completion."""
 
     ids: Ids
     logprobs: tuple[float, ...]  # of ``ids`` at temperature 1; empty where the server has none
@@ -26,22 +27,47 @@ class Piece(NamedTuple):
 
 
 class Exchange(Protocol):
-    """One request, and the reading of its answer."""
+    """One request, and the reading of the reply."""
 
     @property
     def body(self) -> Json:
         """What to ask."""
         ...
 
-    def read(self, answer: Json) -> Piece:
-        """What a piece of the answer adds to the pieces before.
+    def read(self, reply: Json) -> Piece:
+        """What a piece of the reply adds to the pieces before.
 
         Raises:
             LookupError, TypeError, ValueError, AttributeError: it is not what this kind of server
-                answers.
+                replies.
             EngineError: the server gave up.
         """
         ...
+
+
+class Counted:
+    """Base of the exchanges with servers that tell ids: as many as were asked for, and no more."""
+
+    server = "the server"
+    hint: str
+    """Why it may have stopped before, or what to do then."""
+
+    def __init__(self, body: Json, max_tokens: int) -> None:
+        self.body = body
+        self.max_tokens = max_tokens
+        self.num_read = 0
+
+    def piece(
+        self, ids: Sequence[int], logprobs: Sequence[float], reason: FinishReason | None
+    ) -> Piece:
+        """The next piece, counted. As ``Exchange.read`` raises."""
+        self.num_read += len(ids)
+        told = f"{self.num_read} of {self.max_tokens} tokens"
+        if self.num_read > self.max_tokens:
+            raise ValueError(told)
+        if reason is FinishReason.LENGTH and self.num_read < self.max_tokens:
+            raise EngineError(f"{self.server} stopped after {told}: {self.hint}")
+        return Piece(tuple(ids), tuple(logprobs), reason)
 
 
 class Api(Protocol):
@@ -59,7 +85,7 @@ class Api(Protocol):
 
 
 @dataclass
-class Answer:
+class Heard:
     """A completion while it is being heard."""
 
     sampling: Sampling
@@ -84,7 +110,7 @@ class Answer:
         return piece.hang_up
 
     def completion(self) -> Completion | None:
-        """None where the answer ended too early."""
+        """None where the reply ended too early."""
         if self.finish_reason is None:
             return None
         # Better no logprob than a wrong one: what reads traces leaves such calls out of training.
@@ -130,36 +156,39 @@ class RemoteEngine:
         check_request(prompt_ids, sampling, self.context, self.codec)
         stream = self.http.config.stream and on_tokens is not None
         exchange = self.api.exchange(tuple(prompt_ids), sampling, stream)
-        answer = Answer(sampling, self.codec, on_tokens)
+        heard = Heard(sampling, self.codec, on_tokens)
 
-        def hear(piece: Json) -> bool:
-            return answer.take(self._read(exchange, piece))
+        def hear(reply: Json) -> bool:
+            return heard.take(self._read(exchange, reply))
 
         await self.http.post(self.api.path, exchange.body, hear)
-        completion = answer.completion()
+        completion = heard.completion()
         if completion is None:
-            raise self.http.misread("an answer without an end")
+            raise self.http.misread("a reply without an end")
         return completion
 
     async def close(self) -> None:
         """Close the connections of the running event loop, which otherwise does so at its end."""
         await self.http.close()
 
-    def _read(self, exchange: Exchange, piece: Json) -> Piece:
+    def _read(self, exchange: Exchange, reply: Json) -> Piece:
         try:
-            return _of_numbers(exchange.read(piece))
+            piece = _of_numbers(exchange.read(reply))
+            if self.codec is not None:
+                self.codec.decode(piece.ids)  # Whether it knows them: listeners decode, too.
+            return piece
         except InputError:
             raise
-        except (LookupError, TypeError, ValueError, AttributeError) as e:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as e:
             raise self.http.misread(f"{type(e).__name__}: {e}") from e
 
 
 def _of_numbers(piece: Piece) -> Piece:
-    """Raises TypeError where an id or a logprob is something else."""
+    """Raises TypeError or OverflowError where an id or a logprob is something else."""
     for id in piece.ids:
         if type(id) is not int or id < 0:
             raise TypeError(f"{id!r} is no id of a token")
     for logprob in piece.logprobs:
-        if type(logprob) not in (float, int):
+        if type(logprob) not in (float, int) or not isfinite(logprob):
             raise TypeError(f"{logprob!r} is no logprob")
     return piece

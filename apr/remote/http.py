@@ -1,8 +1,8 @@
-"""One HTTP server as the engines here see it: a question in JSON, an answer in one piece or many.
+"""One HTTP server as the engines here see it: a question in JSON, a reply in one piece or many.
 
 Knows when it is safe to ask again, and nothing of what is asked. A completion has no side effect,
-so asking again is safe until the first piece of an answer has been handed on; after that, another
-answer could contradict what the caller heard.
+so asking again is safe until the first piece of a reply has been handed on; after that, another
+reply could contradict what the caller heard.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 import anyio
 import httpx
 
-from apr.errors import ConfigError, EngineError, EngineTimeout, InputError
+from apr.config import check_least
+from apr.errors import AprError, EngineError, EngineTimeout, InputError
 from apr.remote.session import Sessions, setting_up, tidily, trusted
 from apr.remote.wire import complaint, event_data
 
@@ -28,9 +29,11 @@ Json = dict[str, Any]
 KEY = "APR_ENGINE_KEY"
 """Environment variable with the key that is sent to servers, where they want one."""
 
-_BUSY = {429, 503}
-"""Statuses by which a server asks to be asked again later."""
+_BUSY = {408, 429, 502, 503, 504}
+"""Statuses by which a server, or a gateway before it, asks to be asked again later."""
 _LONGEST_WAIT = 5.0
+_SHORTEST = 0.001
+"""Seconds: a time limit below this is a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class RemoteConfig:
     """How to deal with a server."""
 
     concurrency: int = 256
-    """Most requests under way at the same time; the others wait here."""
+    """Most requests of an event loop under way at the same time; the others wait here."""
     seconds: float = 600.0
     """Longest that one request may take, attempts and waits between them included."""
     connect_seconds: float = 5.0
@@ -49,17 +52,17 @@ class RemoteConfig:
     """Hear ids as they are sampled. Off is cheaper, and a call cut short then has none of them."""
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.seconds <= 0 or self.connect_seconds <= 0:
-            raise ConfigError("concurrency, seconds and connect_seconds of an engine are positive")
-        if self.patience < 0:
-            raise ConfigError(f"patience is {self.patience} seconds: give 0 or more")
+        check_least(1, concurrency=self.concurrency)
+        check_least(_SHORTEST, seconds=self.seconds, connect_seconds=self.connect_seconds)
+        check_least(0, patience=self.patience)
 
 
 class _Unanswered(Exception):
     """An attempt that came to nothing and may be made again."""
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
+    def __init__(self, error: AprError, wait: float = 0.0) -> None:
+        super().__init__(str(error))
+        self.error = error  # for when it is not made again
         self.wait = wait  # seconds the server asked for
 
 
@@ -98,10 +101,10 @@ class Http:
         return time.monotonic() - self._failed_at < max(1.0, self.config.patience)
 
     def ask(self, path: str, body: Json | None = None, seconds: float = 10.0) -> Any:
-        """Ask once and block until the answer; not for use while problems are being solved.
+        """Ask once and block until the reply; not for use while problems are being solved.
 
         Raises:
-            EngineError: no answer, or none that can be understood.
+            EngineError: no reply, or none that can be understood.
             InputError: the server refuses the question, or the environment allows no connection.
         """
         timeout = httpx.Timeout(seconds, connect=self.config.connect_seconds)
@@ -120,14 +123,14 @@ class Http:
         if response.status_code == 404:
             raise self.misread(f"there is no {path}")
         if response.status_code != 200:
-            self._refuse(response.status_code, response.text)
+            raise self._failure(response.status_code, response.text)
         try:
             return response.json()
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise self.misread(f"{path} is not JSON") from e
 
     async def post(self, path: str, body: Json, hear: Callable[[Json], bool]) -> None:
-        """Ask, and hand on each piece of the answer; a plain answer is a single piece.
+        """Ask, and hand on each piece of the reply; a plain reply is a single piece.
 
         Cancelling hangs up, by which servers know to stop sampling.
 
@@ -135,8 +138,8 @@ class Http:
             hear: returns True when it has heard enough.
 
         Raises:
-            EngineError: no answer within the patience, a broken one, or an error in it.
-            EngineTimeout: no whole answer within ``seconds``.
+            EngineError: no reply within the patience, a broken one, or an error in it.
+            EngineTimeout: no whole reply within ``seconds``.
             InputError: the server refuses the question, or the environment allows no connection.
         """
         self.num_active += 1
@@ -163,28 +166,25 @@ class Http:
             "is it another kind or version of server?"
         )
 
-    def refused(self, message: str) -> InputError:
-        return InputError(f"{self.name} refuses the request: {message}")
-
     async def _post_in_time(
         self, client: httpx.AsyncClient, path: str, body: Json, hear: Callable[[Json], bool]
     ) -> None:
         with anyio.move_on_after(self.config.seconds) as timer:
             await self._persist(client, path, body, hear)
         if timer.cancelled_caught:
-            raise EngineTimeout(f"{self.name} gave no whole answer in {self.config.seconds:g} s")
+            raise EngineTimeout(f"{self.name} gave no whole reply in {self.config.seconds:g} s")
 
     async def _persist(
         self, client: httpx.AsyncClient, path: str, body: Json, hear: Callable[[Json], bool]
     ) -> None:
-        """Attempt until there is an answer or the patience is over."""
+        """Attempt until there is a reply or the patience is over."""
         wait = 0.0
         while True:
             try:
                 return await self._attempt(client, path, body, hear)
             except _Unanswered as e:
                 if not self._may_try_again():
-                    raise self.unreachable(str(e)) from e.__cause__
+                    raise e.error from e.__cause__
                 await asyncio.sleep(max(e.wait, wait * random.uniform(0.5, 1.0)))
                 # The first is at once: a kept connection may have been closed in the meantime.
                 wait = min(_LONGEST_WAIT, 2 * wait or 0.1)
@@ -204,12 +204,17 @@ class Http:
                             return
         except httpx.DecodingError as e:
             raise self.misread(str(e)) from e
+        except _Unanswered as e:
+            if heard:
+                self._may_try_again()
+                raise e.error from e
+            raise
         except httpx.TransportError as e:
             reason = str(e) or type(e).__name__
             if heard:
                 self._may_try_again()
-                raise EngineError(f"{self.name} broke off within an answer ({reason})") from e
-            raise _Unanswered(reason) from e
+                raise EngineError(f"{self.name} broke off within a reply ({reason})") from e
+            raise _Unanswered(self.unreachable(reason)) from e
 
     def _may_try_again(self) -> bool:
         """Note a failure; whether the outage it belongs to is still within the patience.
@@ -227,22 +232,30 @@ class Http:
 
     async def _turned_away(self, response: httpx.Response) -> NoReturn:
         text = (await response.aread()).decode(errors="replace")
-        if response.status_code in _BUSY:
-            asked = response.headers.get("Retry-After", "")
-            wait = min(_LONGEST_WAIT, float(asked)) if asked.isdecimal() else 0.0
-            raise _Unanswered(f"status {response.status_code}", wait)
-        self._refuse(response.status_code, text)
+        asked = response.headers.get("Retry-After", "")
+        wait = min(_LONGEST_WAIT, float(asked)) if asked.isdecimal() else 0.0
+        self._fail(response.status_code, text, wait)
 
-    def _refuse(self, status: int, text: str) -> NoReturn:
-        message = complaint(text) or f"status {status}"
+    def _fail(self, status: int, text: str, wait: float = 0.0) -> NoReturn:
+        """Raise what ``status`` means, which is _Unanswered where it may pass."""
+        error = self._failure(status, text)
+        raise _Unanswered(error, wait) if status in _BUSY else error
+
+    def _failure(self, status: int, text: str) -> AprError:
+        said = f"status {status}: {complaint(text) or 'no reason given'}"
+        if status in _BUSY:
+            return EngineError(
+                f"{self.name} is too busy, or not up ({said}): "
+                "give it time, or fewer requests at once"
+            )
         if status in (401, 403):
-            message += f" (a key is read from the environment variable {KEY})"
+            said += f" (a key is read from the environment variable {KEY})"
         if 400 <= status < 500:
-            raise self.refused(message)
-        raise EngineError(f"{self.name} failed with status {status}: {message}")
+            return InputError(f"{self.name} refuses the request: {said}")
+        return EngineError(f"{self.name} failed with {said}")
 
     async def _pieces(self, response: httpx.Response) -> AsyncGenerator[Json, None]:
-        """The events of a stream, or the whole of a plain answer."""
+        """The events of a stream, or the whole of a plain reply."""
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
             yield self._parsed((await response.aread()).decode(errors="replace"))
             return
@@ -253,11 +266,11 @@ class Http:
     def _parsed(self, text: str) -> Json:
         try:
             piece = json.loads(text)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise self.misread(f"not JSON: {text[:80]!r}") from e
         if not isinstance(piece, dict):
             raise self.misread(f"no object: {text[:80]!r}")
         if piece.get("error"):
             code = piece["error"].get("code") if isinstance(piece["error"], dict) else None
-            self._refuse(code if isinstance(code, int) else 500, text)
+            self._fail(code if isinstance(code, int) else 500, text)
         return piece

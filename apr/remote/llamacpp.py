@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apr.errors import EngineError
-from apr.remote.engine import Exchange, Piece
+from apr.remote.engine import Counted, Exchange, Piece
 from apr.remote.http import Http, Json
 from apr.types import FinishReason, Ids, Sampling
 
@@ -32,7 +32,7 @@ _ENDS = {
 
 @dataclass(frozen=True, slots=True)
 class LlamaCpp:
-    """What llama.cpp is asked, and how it answers."""
+    """What llama.cpp is asked, and how it replies."""
 
     context: int
     path: str = "/completion"
@@ -57,30 +57,19 @@ class LlamaCpp:
         return _Exchange(body, sampling.max_tokens)
 
 
-class _Exchange:
-    def __init__(self, body: Json, max_tokens: int) -> None:
-        self.body = body
-        self.max_tokens = max_tokens
-        self.num_read = 0
+class _Exchange(Counted):
+    server = "llama.cpp"
+    hint = "start it with a larger --ctx-size for each slot"
 
-    def read(self, answer: Json) -> Piece:
-        ids: Ids = tuple(answer["tokens"])
-        logprobs = tuple(p["logprob"] for p in answer.get("completion_probabilities") or ())
-        self.num_read += len(ids)
-        if answer["tokens_predicted"] != self.num_read:
+    def read(self, reply: Json) -> Piece:
+        ids = reply["tokens"]
+        logprobs = [p["logprob"] for p in reply.get("completion_probabilities") or ()]
+        if reply["tokens_predicted"] != self.num_read + len(ids):
             raise EngineError(
                 "llama.cpp told the ids of some tokens only: it cannot be used for text "
                 "with tokens that end within a character"
             )
-        if not answer["stop"]:
-            return Piece(ids, logprobs)
-        reason = _ENDS[answer["stop_type"]]
-        if reason is FinishReason.LENGTH and self.num_read < self.max_tokens:
-            raise EngineError(
-                f"llama.cpp stopped after {self.num_read} of {self.max_tokens} tokens: "
-                "start it with a larger --ctx-size for each slot"
-            )
-        return Piece(ids, logprobs, reason)
+        return self.piece(ids, logprobs, _ENDS[reply["stop_type"]] if reply["stop"] else None)
 
 
 def read_server(http: Http) -> tuple[LlamaCpp, dict[str, Any]]:

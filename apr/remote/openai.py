@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from apr.errors import ConfigError, EngineError, InputError
 from apr.interfaces import Codec
-from apr.remote.engine import Exchange, Piece
+from apr.remote.engine import Counted, Exchange, Piece
 from apr.remote.http import Http, Json
 from apr.types import FinishReason, Ids, Sampling
 
@@ -33,7 +33,7 @@ _EXTENSIONS: Json = {"return_token_ids": True, "skip_special_tokens": False}
 class Abilities(NamedTuple):
     """What an endpoint can do beyond completing text."""
 
-    tells_ids: bool  # in its answers
+    tells_ids: bool  # in its replies
     takes_ids: bool  # as a prompt
     extensions: bool  # fields beyond the protocol, such as top_k, are not refused
     logprobs: bool
@@ -44,7 +44,7 @@ VLLM = Abilities(tells_ids=True, takes_ids=True, extensions=True, logprobs=True)
 
 @dataclass(frozen=True, slots=True)
 class Completions:
-    """What an endpoint for completions is asked, and how it answers."""
+    """What an endpoint for completions is asked, and how it replies."""
 
     model: str
     context: int
@@ -86,27 +86,19 @@ class Completions:
         return _TextExchange(body | {"stream": True}, sampling, self.codec)
 
 
-class _IdsExchange:
-    def __init__(self, body: Json, max_tokens: int) -> None:
-        self.body = body
-        self.max_tokens = max_tokens
-        self.num_read = 0
+class _IdsExchange(Counted):
+    hint = "its context is smaller than it says"
 
-    def read(self, answer: Json) -> Piece:
-        if not answer["choices"]:
+    def read(self, reply: Json) -> Piece:
+        if not reply["choices"]:
             return Piece((), ())
-        choice = answer["choices"][0]
-        ids = tuple(choice.get("token_ids") or ())
+        choice = reply["choices"][0]
+        ids = choice.get("token_ids") or ()
         logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or ()
-        self.num_read += len(ids)
         reason = _finish_reason(choice)
-        if reason is not None and not self.num_read:
+        if reason is not None and not self.num_read + len(ids):
             raise LookupError("no token_ids")
-        if reason is FinishReason.LENGTH and self.num_read < self.max_tokens:
-            raise EngineError(
-                f"the server stopped after {self.num_read} of {self.max_tokens} tokens"
-            )
-        return Piece(ids, tuple(logprobs), reason)
+        return self.piece(ids, logprobs, reason)
 
 
 class _TextExchange:
@@ -120,10 +112,10 @@ class _TextExchange:
         eos = codec.eos_id
         self.end: Ids = (eos,) if eos is not None and eos in sampling.stop_ids else ()
 
-    def read(self, answer: Json) -> Piece:
-        if not answer["choices"]:
+    def read(self, reply: Json) -> Piece:
+        if not reply["choices"]:
             return Piece((), ())
-        choice = answer["choices"][0]
+        choice = reply["choices"][0]
         self.text += choice.get("text") or ""
         told = choice.get("logprobs") or {}
         self.tokens += told.get("tokens") or ()

@@ -26,7 +26,8 @@ import numpy as np
 from apr.config import build_query, check_least
 from apr.errors import CheckpointError, ConfigError, EngineError, InputError
 from apr.interfaces import Codec, check_request
-from apr.remote.engine import Answer, Piece
+from apr.loop import Loop
+from apr.remote.engine import Heard, Piece
 from apr.types import Completion, FinishReason, Sampling
 
 SCHEME = "openvino://"
@@ -64,7 +65,7 @@ class _Request:
     """A completion under way, and who waits for it."""
 
     handle: Any
-    answer: Answer
+    heard: Heard
     future: asyncio.Future[Completion]
 
 
@@ -96,7 +97,7 @@ class OpenVINOEngine:
         """What traces note of it."""
         self._requests: set[_Request] = set()
         self._num_asked = 0
-        self._worker: asyncio.Task[None] | None = None
+        self._loop = Loop(self._step, self._fail)
 
     async def generate(
         self,
@@ -106,8 +107,8 @@ class OpenVINOEngine:
     ) -> Completion:
         """As ``apr.interfaces.Engine.generate``."""
         check_request(prompt_ids, sampling, self.context, self.codec, self.vocabulary)
+        self._loop.wake()
         request = self._ask(prompt_ids, sampling, on_tokens)
-        self._wake()
         try:
             return await request.future
         finally:
@@ -129,7 +130,7 @@ class OpenVINOEngine:
         except (RuntimeError, TypeError) as e:
             raise InputError(f"OpenVINO refuses the request: {e}") from e
         future = asyncio.get_running_loop().create_future()
-        request = _Request(handle, Answer(sampling, self.codec, on_tokens), future)
+        request = _Request(handle, Heard(sampling, self.codec, on_tokens), future)
         self._requests.add(request)
         return request
 
@@ -149,24 +150,20 @@ class OpenVINOEngine:
                 asked.top_k = sampling.top_k
         return asked
 
-    def _wake(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._worker is None or self._worker.done() or self._worker.get_loop() is not loop:
-            self._worker = loop.create_task(self._work())
+    def _step(self) -> bool:
+        """One step, be it to let go of what was cancelled; returns whether there was one to do."""
+        if not self.pipeline.has_non_finished_requests():
+            return False
+        self.pipeline.step()
+        for request in list(self._requests):
+            self._hear(request)
+        return True
 
-    async def _work(self) -> None:
-        """Step while there is anything to do, be it to let go of what was cancelled."""
-        try:
-            while self.pipeline.has_non_finished_requests():
-                self.pipeline.step()
-                for request in list(self._requests):
-                    self._hear(request)
-                await asyncio.sleep(0)
-        except Exception as e:
-            error = EngineError(f"OpenVINO failed: {type(e).__name__}: {e}")
-            for request in self._requests:
-                if not request.future.done():
-                    request.future.set_exception(error)
+    def _fail(self, error: EngineError) -> None:
+        """End every request with ``error``."""
+        for request in self._requests:
+            if not request.future.done():
+                request.future.set_exception(error)
 
     def _hear(self, request: _Request) -> None:
         """Take what a step has sampled; resolves the future at the end of the completion.
@@ -177,8 +174,8 @@ class OpenVINOEngine:
         try:
             while handle.can_read() and not future.done():
                 (told,) = handle.read().values()
-                request.answer.take(self._piece(told))
-                completion = request.answer.completion()
+                request.heard.take(self._piece(told))
+                completion = request.heard.completion()
                 if completion is not None and not future.done():
                     future.set_result(completion)
             if handle.get_status() == self.genai.GenerationStatus.IGNORED:
@@ -186,7 +183,8 @@ class OpenVINOEngine:
                     f"OpenVINO gave a request up: {self.config.kv_gib} GiB of keys and values do "
                     "not hold it; raise kv_gib"
                 )
-        except Exception as e:  # Also the listener's fault: no other request fails of it.
+        # Also the listener's fault: no other request fails of it.
+        except (Exception, asyncio.CancelledError) as e:
             if not future.done():
                 future.set_exception(e)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import AbstractEventLoop
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -68,13 +69,12 @@ class Session:
     """What belongs to one event loop: the connections, and the places for requests."""
 
     def __init__(self, client: httpx.AsyncClient, places: int) -> None:
-        self.loop = asyncio.get_running_loop()
         self.client = client
         self.gate = asyncio.Semaphore(places)
 
 
 class Sessions:
-    """The session of whichever event loop is running."""
+    """A session for each event loop that runs, be it in threads of their own at the same time."""
 
     def __init__(
         self, url: str, headers: dict[str, str], places: int, connect_seconds: float
@@ -83,23 +83,27 @@ class Sessions:
         self.headers = headers
         self.places = places
         self.connect_seconds = connect_seconds
-        self._session: Session | None = None
-        self._holder: AsyncGenerator[Session, None] | None = None
+        # No lock: a loop looks at its own entry only.
+        self._held: dict[AbstractEventLoop, tuple[AsyncGenerator[Session, None], Session]] = {}
 
     async def here(self) -> Session:
-        """An async generator holds it, since those are what a loop closes when it ends."""
-        if self._session is None or self._session.loop is not asyncio.get_running_loop():
-            self._holder = self._hold()
-            self._session = await anext(self._holder)
-        return self._session
+        """That of the running event loop.
+
+        An async generator holds it, since those are what a loop closes when it ends.
+        """
+        loop = asyncio.get_running_loop()
+        if loop not in self._held:
+            holder = self._hold(loop)
+            self._held[loop] = holder, await anext(holder)
+        return self._held[loop][1]
 
     async def close(self) -> None:
-        """Close the connections now."""
-        holder, self._holder, self._session = self._holder, None, None
-        if holder is not None:
-            await holder.aclose()
+        """Close the connections of the running event loop now."""
+        held = self._held.get(asyncio.get_running_loop())
+        if held is not None:
+            await held[0].aclose()
 
-    async def _hold(self) -> AsyncGenerator[Session, None]:
+    async def _hold(self, loop: AbstractEventLoop) -> AsyncGenerator[Session, None]:
         with setting_up():
             made = httpx.AsyncClient(
                 base_url=self.url,
@@ -113,4 +117,8 @@ class Sessions:
                 verify=trusted(),
             )
         async with made as client:
-            yield Session(client, self.places)
+            try:
+                yield Session(client, self.places)
+            finally:
+                # Before the client closes, so that nobody is given it any more.
+                del self._held[loop]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.errors import EngineError
-from apr.remote.engine import Exchange, Piece
+from apr.remote.engine import Counted, Exchange, Piece
 from apr.remote.http import Http, Json
 from apr.types import FinishReason, Ids, Sampling
 
@@ -25,7 +25,7 @@ _UNCHANGED = {"min_p": 0.0, "repetition_penalty": 1.0}
 
 @dataclass(frozen=True, slots=True)
 class SGLang:
-    """What SGLang is asked, and how it answers."""
+    """What SGLang is asked, and how it replies."""
 
     context: int
     original_logprobs: bool
@@ -43,26 +43,17 @@ class SGLang:
         return _Exchange(body, sampling.max_tokens)
 
 
-class _Exchange:
-    def __init__(self, body: Json, max_tokens: int) -> None:
-        self.body = body
-        self.max_tokens = max_tokens
-        self.num_read = 0
+class _Exchange(Counted):
+    server = "SGLang"
+    hint = "its memory for keys and values is smaller than its context"
 
-    def read(self, answer: Json) -> Piece:
-        ids, meta = answer["output_ids"], answer["meta_info"]
+    def read(self, reply: Json) -> Piece:
+        ids, meta = reply["output_ids"], reply["meta_info"]
         logprobs = [entry[0] for entry in meta.get("output_token_logprobs") or ()]
         # Streamed pieces repeat all that came before, unless the server was told otherwise.
         if len(ids) == meta["completion_tokens"]:
             ids, logprobs = ids[self.num_read :], logprobs[self.num_read :]
-        self.num_read += len(ids)
-        reason = _finish_reason(meta.get("finish_reason"))
-        if reason is FinishReason.LENGTH and self.num_read < self.max_tokens:
-            raise EngineError(
-                f"SGLang stopped after {self.num_read} of {self.max_tokens} tokens: "
-                "its memory for keys and values is smaller than its context"
-            )
-        return Piece(tuple(ids), tuple(logprobs), reason)
+        return self.piece(ids, logprobs, _finish_reason(meta.get("finish_reason")))
 
 
 def read_server(http: Http) -> tuple[SGLang, dict[str, Any]]:
@@ -92,9 +83,9 @@ def update_weights(http: Http, checkpoint: Path) -> None:
         EngineError: it failed.
     """
     body = {"model_path": str(checkpoint.resolve()), "flush_cache": True}
-    answer = http.ask("/update_weights_from_disk", body, http.config.seconds)
-    if not (isinstance(answer, dict) and answer.get("success") is True):
-        raise EngineError(f"{http.name} did not take the weights of {checkpoint}: {answer}")
+    reply = http.ask("/update_weights_from_disk", body, http.config.seconds)
+    if not (isinstance(reply, dict) and reply.get("success") is True):
+        raise EngineError(f"{http.name} did not take the weights of {checkpoint}: {reply}")
 
 
 def _sampling_params(sampling: Sampling) -> Json:
@@ -129,7 +120,7 @@ def _tells_original_logprobs(http: Http) -> bool:
 
     def logprob(temperature: float) -> float:
         params = {"temperature": temperature, "max_new_tokens": 1, **_UNCHANGED}
-        answer = http.ask(
+        reply = http.ask(
             "/generate",
             {
                 "input_ids": [2, 3],
@@ -139,7 +130,7 @@ def _tells_original_logprobs(http: Http) -> bool:
             },
             http.config.seconds,
         )
-        return float(answer["meta_info"]["output_token_ids_logprobs"][0][0][0])
+        return float(reply["meta_info"]["output_token_ids_logprobs"][0][0][0])
 
     try:
         return abs(logprob(1.0) - logprob(4.0)) < 1e-3

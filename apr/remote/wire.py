@@ -35,7 +35,7 @@ def complaint(text: str) -> str:
     """What a server says is wrong, in whichever of the usual places."""
     try:
         said: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return " ".join(text.split())[:300]
     for key in ("error", "message", "detail"):
         if isinstance(said, dict) and said.get(key):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from apr.engine import EmbeddedEngine, EngineConfig
+from apr.engine.pages import PagePool
 from apr.errors import ConfigError, ContextError, EngineError
 from apr.hogwild import HogwildEngine
 from apr.hogwild.group import Group
@@ -491,4 +492,8 @@ def test_what_cannot_be_done_is_refused_before_it_starts(exact: Llama) -> None:
     few = engine_of(exact, max_batch=2)
     with pytest.raises(ConfigError, match=r"3 workers .* which is 2"):
         asyncio.run(few.generate_together(PROMPT, OPENINGS, hot(4, 3)))
+    none = engine_of(exact)
+    none.pool = PagePool(0)
+    with pytest.raises(ConfigError, match=r"1 workers .* which is 0"):
+        asyncio.run(none.generate_together([1], [[]], hot(4, 1)))
     check_idle(engine)

@@ -24,11 +24,15 @@ class Fault:
     """What goes wrong with one request."""
 
     status: int | None = None
-    """Answered with, in place of an answer."""
+    """Replied with, in place of a completion."""
+    body: bytes | None = None
+    """Replied as it is, in place of a completion."""
     after: int | None = None
     """Tokens after which the connection is reset."""
     error: str | None = None
-    """Told within the answer, after the first token."""
+    """Told within the reply, after the first token."""
+    code: int = 500
+    """Told with an error."""
     reason: str | None = None
     """Told as why it ended, in place of the truth."""
     garbled: bool = False
@@ -168,8 +172,9 @@ class Fake:
         self, body: Json, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         fault = self.faults.popleft() if self.faults else Fault()
-        if fault.status is not None:
-            return _send(writer, fault.status, {"error": {"message": "as the test wants it"}})
+        if fault.status is not None or fault.body is not None:
+            error = {"message": "as the test wants it", "code": fault.code}
+            return _send(writer, fault.status or 200, fault.body or {"error": error})
         if fault.garbled:
             return _send(writer, 200, {}, "gzip")
         refusal = self.refusal(body)
@@ -195,7 +200,7 @@ class Fake:
                 for event in self.events(asked, ids, reason):
                     _send_event(writer, event)
                 if fault.error is not None:
-                    _send_event(writer, {"error": {"message": fault.error, "code": 500}})
+                    _send_event(writer, {"error": {"message": fault.error, "code": fault.code}})
                 await writer.drain()
         if asked.stream:
             _send_end(writer)
@@ -412,7 +417,7 @@ class FakeOpenAI(Fake):
 def _send(
     writer: asyncio.StreamWriter, status: int, answer: Any, encoding: str = "identity"
 ) -> None:
-    data = json.dumps(answer).encode()
+    data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     head = (
         f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Encoding: {encoding}\r\n"
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from apr.errors import ConfigError, EngineError
-from apr.remote import Server, connect
+from apr.remote import RemoteConfig, Replicas, Server, connect
 from apr.remote.connect import Address, read_address
 from tests.remote.conftest import Start, codec, says
 from tests.remote.fakes import Fake, FakeLlamaCpp, FakeOpenAI, FakeSGLang, FakeVLLM
@@ -28,6 +30,15 @@ from tests.remote.fakes import Fake, FakeLlamaCpp, FakeOpenAI, FakeSGLang, FakeV
             "openai://host?context=9&text=true",
             Address(Server.OPENAI, "http://host/v1", None, 9, in_text=True),
         ),
+        (
+            "vllm://host?patience=60&model=7&stream=false",
+            Address(
+                Server.VLLM,
+                "http://host:8000",
+                "7",
+                config=RemoteConfig(patience=60.0, stream=False),
+            ),
+        ),
     ],
 )
 def test_an_address_says_what_and_where(text: str, address: Address) -> None:
@@ -47,6 +58,9 @@ def test_an_address_says_what_and_where(text: str, address: Address) -> None:
         "vllm://host:many",
         "vllm://host?context=long",
         "vllm://host?contxt=9",
+        "vllm://host?context=",
+        "vllm://host?patience=-1",
+        "vllm://host?stream=perhaps",
         "vllm://host?text=true",
         "openai://host?text=yes",
     ],
@@ -54,6 +68,20 @@ def test_an_address_says_what_and_where(text: str, address: Address) -> None:
 def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ConfigError, match="write sglang://host:port"):
         read_address(text)
+
+
+def test_an_unknown_setting_is_named() -> None:
+    with pytest.raises(ConfigError, match="unknown key 'patince': did you mean 'patience'"):
+        read_address("vllm://host?patince=9")
+
+
+def test_each_server_is_dealt_with_as_its_address_says(start: Start) -> None:
+    server = start(FakeVLLM, says("x"))
+    soon = RemoteConfig(patience=0.5)
+    engine = connect(f"{server.address}?stream=false,{server.address}?patience=3", config=soon)
+    assert isinstance(engine, Replicas)
+    configs = [each.http.config for each in engine.engines]
+    assert configs == [replace(soon, stream=False), replace(soon, patience=3.0)]
 
 
 def test_a_server_of_another_kind_is_found_out(start: Start, kind: type[Fake]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
+from math import nan
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from apr.testing import ByteCodec, ScriptedEngine
 from apr.trace import Trace
 from apr.types import Completion, FinishReason, Sampling
 from tests.remote.conftest import Start, codec, says
-from tests.remote.fakes import Fake, FakeLlamaCpp, FakeOpenAI, FakeSGLang, FakeVLLM, Fault
+from tests.remote.fakes import Asked, Fake, FakeLlamaCpp, FakeOpenAI, FakeSGLang, FakeVLLM, Fault
 
 PROMPT = codec.encode("go on: ")
 EOS = codec.eos_id
@@ -187,6 +189,14 @@ def test_sglang_takes_new_weights(start: Start, tmp_path: Any) -> None:
         update_weights(connect(start(FakeVLLM, says("x")).address), tmp_path)
 
 
+def test_no_server_takes_weights_that_another_cannot_take(start: Start, tmp_path: Any) -> None:
+    able, unable = start(FakeSGLang, says("x")), start(FakeVLLM, says("x"))
+    engine = connect(f"{able.address},{unable.address}")
+    with pytest.raises(ConfigError, match=r"vllm at .* cannot take new weights"):
+        update_weights(engine, tmp_path)
+    assert able.updates == ()
+
+
 def test_a_vllm_without_ids_is_too_old(start: Start) -> None:
     server = start(FakeVLLM, says("x"))
     server.tells_ids = False
@@ -255,6 +265,10 @@ def test_an_endpoint_that_tells_text_needs_a_codec_and_a_context(start: Start) -
         {"token_ids": 5},
         {"token_ids": [5], "logprobs": {"token_logprobs": [None]}},
         {"token_ids": [5], "logprobs": [-1.0]},
+        {"token_ids": [5], "logprobs": {"token_logprobs": [nan]}},
+        pytest.param({"token_ids": [5], "logprobs": {"token_logprobs": [10**400]}}, id="huge"),
+        {"token_ids": [5] * 5},
+        {"token_ids": [9999]},
         "text",
     ],
     ids=str,
@@ -269,6 +283,24 @@ def test_what_are_no_numbers_is_an_error_and_no_answer(
     monkeypatch.setattr(server, "whole", lambda *_: {"choices": [choice]})
     with pytest.raises(EngineError, match="answers in a way that vllm does not"):
         run(engine.generate(PROMPT, Sampling(4)))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("kind", [FakeSGLang, FakeVLLM, FakeLlamaCpp])
+def test_more_tokens_than_were_asked_for_is_an_error_and_no_answer(
+    kind: type[Fake], start: Start, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    server = start(kind, says("12 + 3"))
+    engine = connect(server.address, codec, RemoteConfig(stream=stream))
+    read = server.read
+
+    def generously(body: Any) -> Asked:
+        asked = read(body)
+        return replace(asked, max_tokens=asked.max_tokens + 1)
+
+    monkeypatch.setattr(server, "read", generously)
+    with pytest.raises(EngineError, match="5 of 4 tokens"):
+        run(engine.generate(PROMPT, Sampling(4), lambda ids: None))
 
 
 def test_an_endpoint_without_some_logprobs_gives_none(

@@ -6,10 +6,14 @@ import asyncio
 import gc
 import subprocess
 import sys
+import threading
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
+from math import nan
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,7 +71,42 @@ def test_an_engine_outlives_an_event_loop(start: Start) -> None:
     assert [asyncio.run(ask(engine)).ids for _ in range(3)] == [TEXT] * 3
 
 
-@pytest.mark.parametrize("fault", [Fault(status=503), Fault(status=429), Fault(after=0)])
+def test_two_event_loops_at_once_use_one_engine(start: Start) -> None:
+    server = start(FakeVLLM, says("12 + 3"), delay=0.01)
+    engine = engine_of(server)
+    before = server.num_connections
+    both = threading.Barrier(2)
+
+    async def one_after_the_other() -> list[Completion]:
+        return [await ask(engine) for _ in range(4)]
+
+    def work(_: int) -> list[Completion]:
+        both.wait(30)
+        return asyncio.run(one_after_the_other())
+
+    with ThreadPoolExecutor(2) as pool:
+        told = list(pool.map(work, range(2)))
+    assert [c.ids for each in told for c in each] == [TEXT] * 8
+    assert server.num_connections - before == 2, "each keeps its own"
+    assert not engine.http._sessions._held
+
+
+def test_who_asks_while_connections_close_gets_new_ones(start: Start) -> None:
+    engine = engine_of(start(FakeVLLM, says("12 + 3")))
+
+    async def close_and_ask() -> Completion:
+        await ask(engine)
+        asked = asyncio.create_task(ask(engine))
+        await engine.close()
+        return await asked
+
+    assert asyncio.run(close_and_ask()).ids == TEXT
+
+
+PASSING = (Fault(after=0), *(Fault(status=s) for s in (408, 429, 502, 503, 504)))
+
+
+@pytest.mark.parametrize("fault", [*PASSING, Fault(status=200, code=429)])
 def test_a_busy_or_broken_server_is_asked_again(
     kind: type[Fake], start: Start, fault: Fault
 ) -> None:
@@ -89,6 +128,30 @@ def test_what_was_heard_is_never_heard_again(start: Start) -> None:
         asyncio.run(engine.generate(PROMPT, Sampling(6), heard.extend))
     assert tuple(heard) == TEXT[: len(heard)]
     assert len(server.bodies) == 1
+
+
+def test_an_error_that_may_pass_is_not_asked_about_again_once_something_was_heard(
+    start: Start,
+) -> None:
+    server = start(FakeVLLM, says("12 + 3"))
+    engine = engine_of(server)
+    server.faults.append(Fault(error="slow down", code=429))
+    heard: list[int] = []
+    with pytest.raises(EngineError, match="status 429: slow down"):
+        asyncio.run(engine.generate(PROMPT, Sampling(6), heard.extend))
+    assert tuple(heard) == TEXT[:1]
+    assert len(server.bodies) == 1
+
+
+def test_a_server_that_stays_busy_is_not_said_to_be_down(start: Start) -> None:
+    server = start(FakeVLLM, says("12 + 3"))
+    engine = engine_of(server)
+    server.faults.extend([Fault(status=503)] * 1000)
+    with pytest.raises(EngineError, match=r"is too busy.*\(status 503: as the test wants it\)"):
+        asyncio.run(ask(engine))
+    server.faults = deque([Fault(status=429)])
+    with pytest.raises(EngineError, match="is too busy"):
+        engine.http.ask(server.completion_path, {})
 
 
 def test_a_refusal_is_told_at_once_and_names_the_server(start: Start) -> None:
@@ -298,9 +361,12 @@ def test_a_key_is_sent_where_one_is_set(start: Start, monkeypatch: pytest.Monkey
 
 
 def test_settings_without_sense_are_refused() -> None:
-    for settings in ({"concurrency": 0}, {"seconds": 0}, {"connect_seconds": 0}, {"patience": -1}):
-        with pytest.raises(ConfigError):
-            RemoteConfig(**settings)
+    for name, value in (
+        *(("concurrency", 0), ("seconds", 0), ("connect_seconds", 0), ("patience", -1)),
+        *((name, nan) for name in ("seconds", "connect_seconds", "patience")),
+    ):
+        with pytest.raises(ConfigError, match=f"{name} is {value}"):
+            RemoteConfig(**{name: value})
 
 
 def test_a_garbled_body_is_one_clear_error(start: Start) -> None:
@@ -312,6 +378,19 @@ def test_a_garbled_body_is_one_clear_error(start: Start) -> None:
     server.faults.append(Fault(garbled=True))
     with pytest.raises(EngineError, match="answers in a way that vllm does not"):
         engine.http.ask(server.completion_path, {})
+
+
+def test_json_nested_without_end_is_one_clear_error(start: Start) -> None:
+    server = start(FakeVLLM, says("12 + 3"))
+    engine = engine_of(server)
+    deep = b"[" * 100_000
+    server.faults.extend([Fault(body=deep)] * 2 + [Fault(status=500, body=deep)])
+    with pytest.raises(EngineError, match="answers in a way that vllm does not"):
+        asyncio.run(ask(engine))
+    with pytest.raises(EngineError, match="answers in a way that vllm does not"):
+        engine.http.ask(server.completion_path, {})
+    with pytest.raises(EngineError, match="failed with status 500"):
+        asyncio.run(ask(engine))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,16 @@
-"""OpenVINO beside the embedded engine; those under the marker ``engines`` need its extra."""
+"""OpenVINO beside the embedded engine, for which those under the marker ``engines`` need its extra;
+and how it serves an event loop, for which a double stands in.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import importlib.util
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +23,14 @@ import apr
 from apr import api
 from apr.countdown.problem import Split
 from apr.engine import EmbeddedEngine
-from apr.errors import CheckpointError, ConfigError, ContextError, InputError
+from apr.errors import CheckpointError, ConfigError, ContextError, EngineError, InputError
 from apr.interfaces import Engine
 from apr.models.checkpoint import load_checkpoint, save_checkpoint
 from apr.models.llama import Llama
 from apr.remote import connect, update_weights
 from apr.remote.openvino import OpenVINOConfig, OpenVINOEngine, open_address
 from apr.types import Completion, FinishReason, Sampling
+from tests.remote import fake_genai
 from tests.tiny import tiny_config, tiny_model
 
 PROMPT = (5, 6, 7, 8, 9, 10)
@@ -59,6 +66,97 @@ def test_a_setting_that_is_none_is_refused(query: str, words: str) -> None:
 def test_without_the_extra_it_says_what_to_install() -> None:
     with pytest.raises(ConfigError, match=r"apr\[openvino\]"):
         connect(f"openvino://{apr.DEMO}")
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> OpenVINOEngine:
+    """An engine over a pipeline that needs no extra."""
+    monkeypatch.setitem(sys.modules, "openvino_genai", fake_genai)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "none")
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 99, "vocab_size": 99}')
+    (tmp_path / "openvino_model.xml").touch()
+    return OpenVINOEngine(tmp_path)
+
+
+@pytest.mark.parametrize("error", [KeyError, asyncio.CancelledError, None])
+@pytest.mark.parametrize("cancels", [False, True])
+def test_a_listener_that_gives_up_ends_its_own_request_only(
+    double: OpenVINOEngine, cancels: bool, error: type[BaseException] | None
+) -> None:
+    tasks: list[asyncio.Task[Completion]] = []
+
+    def listener(ids: Sequence[int]) -> None:
+        if cancels:
+            tasks[0].cancel()
+        if error is not None:
+            raise error("listener")
+
+    async def run() -> list[object]:
+        tasks.append(asyncio.create_task(double.generate(PROMPT, Sampling(5), listener)))
+        tasks.append(asyncio.create_task(double.generate(PROMPT, Sampling(9))))
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
+
+    given_up, good = asyncio.run(run())
+    assert isinstance(given_up, asyncio.CancelledError if cancels else error or Completion)
+    assert good == Completion(tuple(range(9)), (-1.0,) * 9, FinishReason.LENGTH)
+    assert not double.pipeline.has_non_finished_requests()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_nobody_is_left_waiting_by_whoever_cancels_everything(
+    double: OpenVINOEngine, steps: int
+) -> None:
+    async def run() -> Completion:
+        asked = asyncio.create_task(double.generate(PROMPT, Sampling(60)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {asked, asyncio.current_task()}:
+            task.cancel()
+        return await asyncio.wait_for(asked, 30)
+
+    with pytest.raises(EngineError, match="CancelledError"):
+        asyncio.run(run())
+    assert len(complete(double, [PROMPT] * 2, Sampling(5))) == 2
+
+
+def test_a_failing_pipeline_fails_every_request_and_the_engine_lives_on(
+    double: OpenVINOEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("no more memory")
+
+    async def run() -> list[object]:
+        asked = [double.generate(PROMPT, Sampling(5)) for _ in range(3)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(double.pipeline, "step", broken)
+        failed = asyncio.run(run())
+    assert all(isinstance(e, EngineError) and "no more memory" in str(e) for e in failed)
+    assert len(complete(double, [PROMPT] * 3, Sampling(5))) == 3
+
+
+def test_one_event_loop_at_a_time_is_served(double: OpenVINOEngine) -> None:
+    at_work, refused = threading.Event(), threading.Event()
+
+    def listener(ids: Sequence[int]) -> None:
+        at_work.set()
+        assert refused.wait(30)
+
+    def other() -> None:
+        assert at_work.wait(30)
+        try:
+            with pytest.raises(EngineError, match="in another thread's event loop"):
+                complete(double, [PROMPT], Sampling(5))
+        finally:
+            refused.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(other)
+        done = asyncio.run(double.generate(PROMPT, Sampling(5), listener))
+        told.result()
+    assert done.ids == tuple(range(5))
+    assert len(complete(double, [PROMPT], Sampling(5))) == 1, "its turn has come"
 
 
 def needs_extra(test: Callable[..., None]) -> Callable[..., None]:

@@ -94,6 +94,15 @@ def test_a_trace_moves_when_its_server_dies(start: Start) -> None:
         asyncio.run(engine.generate(PROMPT, Sampling(1)))
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_trace_moves_when_nothing_is_behind_its_gateway(start: Start, status: int) -> None:
+    servers = [start(FakeVLLM, says("x")) for _ in range(2)]
+    engine = together(servers)
+    servers[0].faults.extend([Fault(status=status)] * 1000)
+    assert asyncio.run(engine.generate(PROMPT, Sampling(1))).ids == codec.encode("x")
+    assert (bool(servers[0].bodies), len(servers[1].bodies)) == (True, 1)
+
+
 def test_a_trace_that_was_heard_does_not_move(start: Start) -> None:
     servers = [start(FakeVLLM, says("abcdef")) for _ in range(2)]
     engine = together(servers)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from apr.remote.wire import event_data
+from apr.remote.wire import complaint, event_data
 
 # To some programs these end a line; to events they do not, and JSON may hold them.
 TEXT = "a\u2028b\u2029c\x85d\x0be é🙂"
@@ -32,3 +32,9 @@ def test_events_are_those_lines_however_they_arrive(end: str, size: int) -> None
     want = [EVENT, EVENT, json.dumps({"error": "it is down"}), "last"]
     assert asyncio.run(_heard(pieces)) == want
     assert json.loads(want[0])["text"] == TEXT
+
+
+def test_what_is_wrong_is_found_wherever_it_is_said() -> None:
+    said = [{"error": {"message": "full"}}, {"detail": "full"}, {"message": "full"}]
+    assert {complaint(json.dumps(each)) for each in said} == {"full"}
+    assert complaint("[" * 100_000) == "[" * 300

@@ -1,4 +1,4 @@
-"""What lets an engine work inside of an event loop."""
+"""What lets an engine of this process work inside of an event loop."""
 
 from __future__ import annotations
 
@@ -50,4 +50,4 @@ class Loop:
         """Whatever it ended by, cancelled before it began included, nobody is left waiting."""
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
-            self.fail(EngineError(f"the embedded engine failed: {type(error).__name__}: {error}"))
+            self.fail(EngineError(f"the engine failed: {type(error).__name__}: {error}"))
