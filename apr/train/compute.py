@@ -24,7 +24,7 @@ from apr.models.llama import Attend
 from apr.train.attention import Kernel, kernel_of, packed_attention
 
 
-class Precision(StrEnum):
+class Autocast(StrEnum):
     """Numbers that matrix products are computed in; weights are float32 with all of them."""
 
     AUTO = "auto"

@@ -25,7 +25,7 @@ from apr.models.llama import Llama
 from apr.trace import Trace
 from apr.train.advantage import Advantage, Credit, Rollout, differ, thread_advantages
 from apr.train.attention import packed_attention
-from apr.train.compute import Compute, Precision, compute_on
+from apr.train.compute import Autocast, Compute, compute_on
 from apr.train.log import open_log
 from apr.train.loss import LossConfig, policy_terms, token_weight
 from apr.train.optim import Kind, OptimConfig, make_optimizers, rate, set_rate
@@ -65,7 +65,7 @@ class GRPOConfig:
     )
     micro_tokens: int = 8_192
     """Most tokens in one pass of the network; more are split, with the same gradient."""
-    precision: Precision = Precision.AUTO
+    precision: Autocast = Autocast.AUTO
     validate_every: int = 25
     save_every: int = 5
     """Steps between states to resume from."""

@@ -26,7 +26,7 @@ from apr.config import check_least
 from apr.data.packing import IGNORE, Batch, PackedBatches, Place
 from apr.errors import ConfigError, OutOfTime
 from apr.models.llama import Attend, Llama
-from apr.train.compute import Compute, Inputs, Precision, compute_on
+from apr.train.compute import Autocast, Compute, Inputs, compute_on
 from apr.train.log import MetricsLog, NoLog, open_log
 from apr.train.optim import OptimConfig, make_optimizers, rate, set_rate
 from apr.train.state import load_state, save_state
@@ -46,7 +46,7 @@ class SFTConfig:
     accumulate: int = 1
     """Batches whose gradients make one update. The processes of ``torchrun`` share them, so that
     their number changes nothing but the time."""
-    precision: Precision = Precision.AUTO
+    precision: Autocast = Autocast.AUTO
     heard_weight: float = 1.0
     """Weight in the loss of what a thread writes once it has heard its children. It is what becomes
     of all their work, and one token in twenty of a root's."""

@@ -19,7 +19,7 @@ from apr.errors import CheckpointError, OutOfTime
 from apr.models.llama import Llama
 from apr.train import sft
 from apr.train.attention import Kernel
-from apr.train.compute import Compute, Precision
+from apr.train.compute import Autocast, Compute
 from apr.train.log import read_metrics
 from apr.train.optim import Kind, OptimConfig
 from apr.train.sft import Losses, SFTConfig, evaluate, token_losses, train_sft
@@ -261,7 +261,7 @@ def test_training_as_on_a_gpu_learns_the_same_but_for_rounding(tmp_path: Path) -
 def test_half_precision_on_a_cpu_learns_the_same_but_for_rounding(tmp_path: Path) -> None:
     config = replace(CONFIG, steps=40, eval_every=20)
     plain, losses = train(tmp_path / "plain", config)
-    half, rounded = train(tmp_path / "half", replace(config, precision=Precision.BFLOAT16))
+    half, rounded = train(tmp_path / "half", replace(config, precision=Autocast.BFLOAT16))
     assert rounded.mean == pytest.approx(losses.mean, abs=0.02)
     assert rounded.mean != losses.mean
     for one, other in zip(plain.parameters(), half.parameters(), strict=True):
