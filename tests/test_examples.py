@@ -137,18 +137,42 @@ def test_own_task_trains_and_grades_what_it_says_it_does(tmp_path: Path) -> None
     assert len(read_metrics(tmp_path)) == 150, "trained already"
 
 
+def run_from_the_page(which: str, *smaller: tuple[str, str]) -> None:
+    """The block of docs/own.md in which ``which`` stands, with less to do."""
+    page = (ROOT / "docs" / "own.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = [block for block in blocks if which in block]
+    for much, little in smaller:
+        assert much in code
+        code = code.replace(much, little)
+    names = runpy.run_path(str(ROOT / "examples" / "own_task.py"))
+    exec(compile(code, "own.md", "exec"), names)
+
+
+def test_the_code_of_the_page_compares_threads_with_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_from_the_page("Serial(", ("train(run, 500)", "train(run, 60)"), ("range(200)", "range(4)"))
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said] == ["threads", "serial", "best-of-4"]
+    spawned = {}
+    for name in ("threads", "serial", "best-of-4"):
+        traces = list(read_traces(tmp_path / "runs" / "own" / f"{name}.jsonl"))
+        assert len(traces) == 4
+        spawned[name] = {t.num_children for t in traces}
+    assert (spawned["serial"], spawned["best-of-4"]) == ({0}, {4})
+
+
 def test_the_code_of_the_page_trains_on_by_reward(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "own.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert "steps=40, prompts=16, group=5" in code
-    code = code.replace("steps=40, prompts=16, group=5", "steps=1, prompts=2, group=2")
-    assert 'train(Path("runs/own"), 500)' in code
-    code = code.replace('train(Path("runs/own"), 500)', 'train(Path("runs/own"), 2)')
-    names = runpy.run_path(str(ROOT / "examples" / "own_task.py"))
-    exec(compile(code, "own.md", "exec"), names)
+    run_from_the_page(
+        "GRPO",
+        ("steps=40, prompts=16, group=5", "steps=1, prompts=2, group=2"),
+        ('train(Path("runs/own"), 500)', 'train(Path("runs/own"), 2)'),
+    )
     (_, metrics) = read_metrics(tmp_path / "runs" / "own-rl")
     assert (metrics["step"], metrics["accuracy"]) == (1, 0.0)
     assert (tmp_path / "runs" / "own-rl" / "checkpoint" / "config.json").is_file()

@@ -33,9 +33,12 @@ _METHOD = (
     "that samples: best_of_n, self_consistency, multi_agent, hogwild, tree_of_thoughts."
 )
 _VALUE = "What a thought is worth: its mean logprob, or rollouts that claim an answer."
-_WINDOW = "Context window to condition on, for models trained so."
+_WINDOW = "Budget of context told to models trained on one; the limit itself is --context."
 _CHILDREN = "Child threads to condition on, for models trained so."
 _TOKENS = "Sampled tokens of one run; methods that sample make several for a problem."
+_DEPTH = "Levels of threads below the root; 8 by default."
+_SPAWNED = "Children of one spawn; 64 by default."
+_THREADS = "Threads of one run, shared out at each spawn; 1,024 by default."
 _FIRST = "The first child to succeed cancels its siblings."
 
 Json = Annotated[bool, output("--json", help="Print one JSON object, and nothing else.")]
@@ -86,9 +89,9 @@ class RunFlags:
     children: Annotated[int | None, _sampling(help=_CHILDREN)] = None
     window: Annotated[int | None, _sampling(help=_WINDOW)] = None
     context: Annotated[int | None, _limit(help="Tokens of a call, its prompt included.")] = None
-    depth: Annotated[int | None, _limit(help="Levels of threads below the root.")] = None
-    max_children: Annotated[int | None, _limit(min=1, help="Children of one spawn.")] = None
-    threads: Annotated[int | None, _limit(help="Threads of one run.")] = None
+    depth: Annotated[int | None, _limit(help=_DEPTH)] = None
+    max_children: Annotated[int | None, _limit(min=1, help=_SPAWNED)] = None
+    threads: Annotated[int | None, _limit(help=_THREADS)] = None
     tokens: Annotated[int | None, _limit(min=1, help=_TOKENS)] = None
     seconds: Annotated[float | None, _limit(help="Wall clock of one run.")] = None
     first_success: Annotated[bool, _limit("--first-success", help=_FIRST)] = False

@@ -14,7 +14,9 @@ from apr.errors import ConfigError
 
 def launch(
     server: Annotated[str, typer.Argument(metavar="sglang|vllm", help="What to start.")],
-    model: Annotated[Path, typer.Argument(help="Checkpoint.")],
+    model: Annotated[
+        Path, typer.Argument(help="A folder whose config.json states max_position_embeddings.")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     python: Annotated[
