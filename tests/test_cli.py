@@ -23,6 +23,7 @@ from rich.console import Console
 import apr
 from apr import cli
 from apr.cli import look, reason
+from apr.countdown.problem import Split, split_of
 from apr.errors import ContextError, EngineError
 from apr.testing import Reply, ScriptedEngine
 from apr.trace import End, Thread, Trace, read_traces, write_traces
@@ -400,6 +401,9 @@ def test_eval_takes_problems_of_another_kind_and_says_so(here: Path, run: Run) -
     assert json.loads(ran.out)["num_problems"] == 4
     assert "note: 2 of 4 problems are of another kind" in ran.err
     assert "3 numbers from 1 to 9" in ran.err
+    assert "note: 1 of 4 problems were met before" in ran.err
+    known = sum(split_of(numbers) is Split.TRAIN for numbers, _ in posed)
+    assert f"note: {known} of 4 problems have numbers that" in ran.err
     traces = list(read_traces(Path("o.jsonl")))
     assert [(tuple(t.problem["numbers"]), t.problem["target"]) for t in traces] == posed
     assert "note" not in run("eval", "--count", 2).err

@@ -22,7 +22,7 @@ from apr import config, terminal
 from apr.cli.flags import Engine, Json, Overrides, RunFlags, output, run_flags
 from apr.cli.recipes import load_sft
 from apr.cli.shown import console_of, draw, name_of, note, row_of
-from apr.countdown.problem import Problem, Split, read_problems, solvable
+from apr.countdown.problem import Problem, Split, read_problems, solvable, split_of
 from apr.errors import ConfigError, DataError, EngineError, ProblemError, StorageError
 from apr.eval.journal import Journal
 from apr.files import check_writable
@@ -148,7 +148,7 @@ def evaluate(
     ready = _ready(checkpoint, engine)
     if problems is None:
         posed = api.pose(recipe or ready.recipe, split, count or 500, problem_seed)
-    _note_foreign(ready, posed)
+    _note_posed(ready, posed, of_others=problems is not None)
     with _kept_as_they_end(out) as journal:
         start = time.perf_counter()
         traces = _evaluate(ready, posed, inference, concurrency, journal)
@@ -167,12 +167,20 @@ def _check_output(out: Path, force: bool) -> None:
     check_writable(out)
 
 
-def _note_foreign(model: Model, posed: list[Problem]) -> None:
+def _note_posed(model: Model, posed: list[Problem], of_others: bool) -> None:
+    """What of the problems makes figures mean something else than one thinks."""
     trained_on = model.recipe.demonstrations.problems
     num_foreign = sum(not trained_on.covers(p) for p in posed)
-    if num_foreign:
-        which = f"{num_foreign} of {len(posed)} problems are of another kind"
-        typer.echo(f"note: {which}: this model was trained on {trained_on}", err=True)
+    num_known = sum(split_of(p.numbers) is Split.TRAIN for p in posed) if of_others else 0
+    num_again = len(posed) - len({(tuple(sorted(p.numbers)), p.target) for p in posed})
+    notes = {
+        f"are of another kind: this model was trained on {trained_on}": num_foreign,
+        "have numbers that such a model may have been trained with": num_known,
+        "were met before: intervals take them for different ones": num_again,
+    }
+    for what, count in notes.items():
+        if count:
+            typer.echo(f"note: {count} of {len(posed)} problems {what}", err=True)
 
 
 def _show(traces: list[Trace], out: Path, seconds: float, as_json: bool) -> None:

@@ -3,7 +3,8 @@
 A problem is a multiset of numbers and a target. Every number is to be used exactly once; sums,
 products, differences that are not negative and divisions without remainder are allowed (Pan et al.,
 2504.15466, section 4.1). Which split a problem belongs to is decided by its numbers alone, so no
-numbers met in training are ever tested on, whatever the target.
+problem is tested on whose numbers were posed in training, whatever the target. What a search comes
+to on its way, three numbers after one step from four, may be any numbers.
 """
 
 from __future__ import annotations

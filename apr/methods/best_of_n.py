@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Generic
 
 from apr.config import check_least
+from apr.errors import ConfigError
 from apr.interfaces import Task
 from apr.methods import P
 from apr.methods.coordinate import Coordinator, Within, coordinate, draw_samples
@@ -56,9 +57,17 @@ class BestOfN(Generic[P]):
 
 
 def choose(chooser: Chooser, samples: Sequence[Trace]) -> Thread | None:
-    """The root of the sample to take; None where none claims an answer. Ties go to the first."""
+    """The root of the sample to take; None where none claims an answer. Ties go to the first.
+
+    Raises:
+        ConfigError: they are to be chosen by logprobs, and none has any.
+    """
     claims = [sample for sample in samples if sample.answer is not None]
     if chooser is Chooser.LOGPROB:
+        if claims and max(map(mean_logprob, claims)) == -math.inf:
+            raise ConfigError(
+                "the engine gives no logprobs to choose samples by: take another chooser"
+            )
         claims.sort(key=mean_logprob, reverse=True)
     if chooser is Chooser.ORACLE:
         claims.sort(key=lambda sample: sample.is_correct, reverse=True)

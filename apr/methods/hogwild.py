@@ -6,8 +6,9 @@ so far. The paper asks large models, in words, to share the work among themselve
 asked: a model that was trained on single threads of search has never met a text that breaks off in
 mid-line and begins anew, and it was not trained to read others, let alone to divide the work. So
 this measures what such a model makes of such a context, and no more; it is a baseline, and says
-nothing about models that were trained, or can be told, to collaborate. For a fair comparison, read
-it beside ``best_of_n``: as many samples which do not see each other.
+nothing about models that were trained, or can be told, to collaborate. Read it beside
+``best_of_n``, as many samples which do not see each other, but mind the context: there each sample
+has the whole of it, here n workers share it, and each has some nth part.
 
 Workers differ by what was sampled alone: at temperature 0 they all write the same. They share the
 context, which holds the prompt and all that they write; the runtime's other limits each has to

@@ -5,7 +5,7 @@ several sampled thoughts of one step, values what they come to, and keeps the be
 values come from the model that solves the problem, and threads may not spawn. The verifier is
 never asked: that a state is worth something is what the model claims or how sure it is.
 
-Cost: in total, depth x beam x proposals thoughts, with ``Value.ROLLOUTS`` as many times
+Cost: in total, at most depth x beam x proposals thoughts, with ``Value.ROLLOUTS`` as many times
 ``rollouts`` whole continuations, and the rest of the best state's text. In sequence, for each level
 its longest thought and its longest rollout, and that rest. Each goes on from a state by its ids, so
 a prefix cache has all but the new ones. At temperature 0 all proposals of a state are equal.

@@ -95,7 +95,9 @@ def policy_terms(
         sum_n weight_n [ -w_n min(rho_n A_n, clip(rho_n) A_n) + kl * k3_n ]
         k3_n = pi_ref / pi_new - log(pi_ref / pi_new) - 1
 
-    k3 is the unbiased, never negative estimator of KL(new, reference) (Schulman, 2020).
+    k3 is never negative, and for samples of the new weights its mean is KL(new, reference)
+    (Schulman, 2020). What a step descends is another: its gradient is, in the mean over such
+    samples, that of KL(reference, new), and has no bound where the reference is far the likelier.
 
     Args:
         new_N: log-probabilities under the weights being trained; carries the gradient.

@@ -67,7 +67,8 @@ class RewardConfig:
     finished: float = 0.1
     """PARL's bonus for children that come back, against spawning for its own sake."""
     anneal: int = 0
-    """Steps over which everything but correctness fades out, linearly; 0 keeps it."""
+    """Steps over which everything but correctness fades out, linearly; 0 keeps it. PARL's bonuses
+    are earned without solving anything, and where nothing else is, they are all that is learnt."""
 
     def __post_init__(self) -> None:
         check_least(
@@ -112,6 +113,6 @@ def _cost(trace: Trace, prices: Prices) -> float:
 
 
 def _finished(trace: Trace) -> float:
-    """Share of the children that joined; 0 where there are none."""
-    children = trace.threads[1:]
-    return sum(t.end is End.JOINED for t in children) / max(1, len(children))
+    """Of the children that nobody cancelled the share that joined; 0 where there are none."""
+    ends = [t.end for t in trace.threads[1:] if t.end is not End.CANCELLED]
+    return ends.count(End.JOINED) / max(1, len(ends))

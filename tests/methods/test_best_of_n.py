@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 
 from apr.countdown.problem import Problem
 from apr.countdown.task import Countdown
+from apr.errors import ConfigError
 from apr.eval.samples import samples_of
 from apr.methods.apr import APR
-from apr.methods.best_of_n import BestOfN, Chooser, mean_logprob
+from apr.methods.best_of_n import BestOfN, Chooser, choose, mean_logprob
 from apr.methods.serial import Serial
 from apr.runtime import Runtime
 from apr.trace import Trace
@@ -51,6 +53,19 @@ def test_where_no_sample_claims_an_answer_there_is_none(chooser: Chooser) -> Non
     trace = solve(chooser, NOTHING, "<join>", NOTHING)
     assert (trace.answer, trace.root.success) == (None, False)
     assert trace.grade == Grade(False, "no answer")
+
+
+def test_the_likeliest_cannot_be_taken_where_nothing_has_a_logprob() -> None:
+    whole = solve(Chooser.FIRST, SIX, EIGHT)
+    untold = [
+        replace(t, calls=tuple(replace(c, logprobs=()) for c in t.calls)) for t in whole.threads
+    ]
+    samples = [replace(whole, threads=(t,)) for t in untold[1:]]
+    assert choose(Chooser.FIRST, samples) is untold[1]
+    with pytest.raises(ConfigError, match="no logprobs"):
+        choose(Chooser.LOGPROB, samples)
+    told = replace(whole, threads=whole.threads[2:])
+    assert choose(Chooser.LOGPROB, [*samples, told]) is whole.threads[2], "it has some"
 
 
 def test_mean_logprob_is_over_all_threads() -> None:

@@ -52,8 +52,8 @@ def test_a_wrong_trace_never_gains_from_being_cheap() -> None:
 
 def test_children_that_do_not_come_back_earn_a_share_of_the_bonus() -> None:
     config = RewardConfig(Shape.PARL, spawned=0.1, finished=0.2)
-    # Of five children one was exhausted and one cancelled.
-    assert reward(WIDE, config) == pytest.approx(0.1 + 0.2 * 3 / 5)
+    # Of five children one was exhausted and one cancelled, for which it could do nothing.
+    assert reward(WIDE, config) == pytest.approx(0.1 + 0.2 * 3 / 4)
     assert reward(SERIAL, config) == 0.0
 
 

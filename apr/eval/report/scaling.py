@@ -86,7 +86,7 @@ def figure_4b(board: Board) -> Drawn:
         "A problem counts at a window if it was solved and no call of it, prompt included, held "
         "more tokens. Bands are 95 % intervals of one run. Right: by how much threads lead at the "
         "largest window, with the paired 95 % interval; grey, what the paper reads off at 4,096 "
-        "tokens."
+        "tokens, there over serial search that was told its window."
     )
     leads = [(p, p.over(serial[-1])) for p in threads]
     numbers = [Number(p.label, style.share(*p.accuracy), p.command) for p in [*serial, *threads]]
