@@ -53,7 +53,8 @@ typedef struct {
 /* One step of the engine. Chunks are runs of tokens of one sequence each. */
 typedef struct {
     int32_t num_tokens, num_chunks, num_heads, num_kv_heads;
-    const int32_t *chunks; /* for each: its first token, the position of that, where its pages begin */
+    int32_t *chunks;       /* for each: its first token, the position of that, where its pages begin;
+                              advance writes them anew */
     const int32_t *pages;  /* of all sequences, one after another */
     int32_t *tokens;       /* for each: position, where its pages begin */
     int32_t *tiles;        /* for each: first token, pages shared; the last ends with num_tokens */
@@ -109,10 +110,12 @@ INLINE stored store(REAL x)
 #if STORED == 2
 static REAL int8_scale(const REAL *x)
 {
-    REAL most = 1e-20;
-    for (int i = 0; i < HEAD_DIM; i++)
+    REAL most = 1e-20, odd = 0; /* which is no number where one of x is not finite */
+    for (int i = 0; i < HEAD_DIM; i++) {
         most = fabs(x[i]) > most ? fabs(x[i]) : most;
-    return most / 127;
+        odd += x[i] - x[i];
+    }
+    return most / 127 + odd;
 }
 #endif
 

@@ -31,6 +31,10 @@ _CACHED_BATCHES = 4
 """Full batches of whole contexts that the page pool holds at most; all but one serve the cache."""
 
 
+_MOST_OF_A_PAGE = 1024
+"""Tokens: attention in C has the scores of a page on its stack."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Settings of the embedded engine."""
@@ -65,6 +69,8 @@ class EngineConfig:
             page_size=self.page_size,
             burst=self.burst,
         )
+        if self.page_size > _MOST_OF_A_PAGE:
+            raise ConfigError(f"page_size is {self.page_size}: give up to {_MOST_OF_A_PAGE}")
         if not 0 < self.kv_gib < inf:
             raise ConfigError(f"kv_gib is {self.kv_gib}: give a number of GiB above 0")
 

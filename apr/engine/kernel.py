@@ -48,6 +48,7 @@ def attention_library(
         library.attend_alone.argtypes = [p, p, p, n, p, n, p, n, p]
         library.plan.argtypes = [p]
         library.attend_alone.restype = library.plan.restype = None
+        library.block_bytes.restype = n
     return library
 
 

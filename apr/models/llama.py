@@ -189,6 +189,7 @@ class Llama(nn.Module):
                 f"it so: load it once more for products in {products}"
             )
         self.products = products
+        self.compiled = None  # It holds all that was packed before, which goes matrix by matrix.
         for module in self.modules():
             if isinstance(module, Linear):
                 module.packed = native.packed(module.weight, products)

@@ -54,7 +54,8 @@ typedef REAL factor;
 #endif
 typedef factor factors VECTOR(factor);
 
-/* Behind the factors of a row of int8 its scale and its sum; behind those of a panel, a vector of each. */
+/* Behind the factors of a row of int8 its scale and its sum; behind those of a panel, those of each of
+   its columns. */
 enum { NUMBERS = ROUNDED ? 2 * ROUNDED : 1, TAIL = ROUNDED == 2 ? 2 : 0, DEEP = AMX ? 16 : 1 };
 
 /* Factors of a row of k numbers, and of a panel of so many columns: in whole tiles, with zeros behind. */
@@ -116,17 +117,20 @@ enum { ZERO = 128 };
 typedef int32_t sums VECTOR(int32_t);
 
 /* The factors of a row of k numbers: each is its scale times an integer from -127 to 127, to which
-   ZERO is added, since processors multiply unsigned bytes by signed ones. */
+   ZERO is added, since processors multiply unsigned bytes by signed ones. Of a row that is not finite
+   the scale is no number, and so is all that it gives. */
 static void factorize(const REAL *row, int64_t k, factor *to)
 {
     int64_t depth = depth_of(k) - TAIL;
     uint8_t *bytes = (uint8_t *)to;
-    REAL most = 1e-20;
+    REAL most = 1e-20, odd = 0;
     int32_t sum = 0;
-#pragma omp simd reduction(max : most)
-    for (int64_t j = 0; j < k; j++)
+#pragma omp simd reduction(max : most) reduction(+ : odd)
+    for (int64_t j = 0; j < k; j++) {
         most = fabs(row[j]) > most ? fabs(row[j]) : most;
-    REAL scale = most / 127, per = 1 / scale;
+        odd += row[j] - row[j];
+    }
+    REAL scale = most / 127 + odd, per = 1 / scale;
 #pragma omp simd
     for (int64_t j = 0; j < k; j++)
         bytes[j] = (uint8_t)((int32_t)rint(row[j] * per) + ZERO);
@@ -166,8 +170,8 @@ INLINE vec finish(sums sum, const factor *row, const factor *columns) { return s
 /* Factors of a packed matrix (n, k). */
 int64_t packed_size(int64_t n, int64_t k) { return (n + PANEL - 1) / PANEL * PANEL * depth_of(k); }
 
-/* A matrix (n, k) in panels: PANEL of its rows, lying side by side so that k comes last; zeros where
-   the last panel has no row. */
+/* A matrix (n, k) in panels: PANEL of its rows, lying so that their numbers of one k are side by side;
+   zeros where the last panel has no row. */
 void pack(int64_t n, int64_t k, const REAL *matrix, factor *packed)
 {
     int64_t depth = depth_of(k);
@@ -550,17 +554,51 @@ static double mass(int64_t vocab, const REAL *logits, REAL max, REAL per)
     return sum;
 }
 
+/* Moves the first by rank to the front, in no order (Hoare's quickselect); none is not a number. */
+static void select_first(ranked *all, int64_t n, int64_t first)
+{
+    for (int64_t low = 0, high = n - 1; low < high;) {
+        ranked pivot = all[low + (high - low) / 2];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (by_rank(&all[i], &pivot) < 0)
+                i++;
+            while (by_rank(&all[j], &pivot) > 0)
+                j--;
+            if (i <= j) {
+                ranked swapped = all[i];
+                all[i++] = all[j], all[j--] = swapped;
+            }
+        }
+        if (first <= j + 1)
+            high = j;
+        else if (first > i)
+            low = i;
+        else
+            return;
+    }
+}
+
 /* Leaves the top_k likeliest ids, and of those the fewest that hold top_p. */
 static void keep_likeliest(int64_t vocab, REAL *logits, REAL max, REAL per, int64_t top_k, double top_p)
 {
     ranked *order = malloc(vocab * sizeof *order);
-    for (int64_t j = 0; j < vocab; j++)
-        order[j] = (ranked){logits[j], j};
-    qsort(order, vocab, sizeof *order, by_rank);
     double before = 0, whole = mass(vocab, logits, max, per);
-    for (int64_t rank = 0; rank < vocab; rank++) {
-        if (rank >= top_k || before >= top_p * whole)
-            logits[order[rank].id] = -(REAL)INFINITY;
+    /* Those below this hold less together than top_p leaves out: none of them is to be sorted. */
+    double least = 0.999 * (1 - top_p) * whole / vocab;
+    int64_t kept = 0;
+    for (int64_t j = 0; j < vocab; j++) {
+        if (weight(logits[j], max, per) >= least)
+            order[kept++] = (ranked){logits[j], j};
+        logits[j] = -(REAL)INFINITY;
+    }
+    if (top_k < kept) {
+        select_first(order, kept, top_k);
+        kept = top_k;
+    }
+    qsort(order, kept, sizeof *order, by_rank);
+    for (int64_t rank = 0; rank < kept && before < top_p * whole; rank++) {
+        logits[order[rank].id] = order[rank].logit;
         before += weight(order[rank].logit, max, per);
     }
     free(order);

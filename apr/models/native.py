@@ -1,4 +1,4 @@
-"""Inference in C, compiled on first use with the system's compiler.
+"""C, compiled on first use with the system's compiler; here the whole network, for inference.
 
 A step of a small network is over before torch has found its way to the operators of it. Where there
 is no compiler, or ``APR_NATIVE=0`` is set, ``library`` returns None and everything runs on torch
@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import platform
 import shlex
 import subprocess
 import tempfile
@@ -55,23 +56,45 @@ def library(source: Path, dtype: torch.dtype, **defines: int) -> ctypes.CDLL | N
 
 @lru_cache
 def _library(source: Path, *defines: str) -> ctypes.CDLL | None:
-    command = [*shlex.split(os.environ.get("CC", "cc")), *_FLAGS, *defines, f"-I{_HEADER.parent}"]
-    made_of = repr((command, _processor())).encode() + source.read_bytes() + _HEADER.read_bytes()
-    name = f"{source.stem}-{hashlib.sha256(made_of).hexdigest()[:24]}.so"
+    log = logging.getLogger(__name__)
     try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        cache = Path(home) / "apr" / "native"
+        compiler = shlex.split(os.environ.get("CC") or "cc")
+        command = [*compiler, *_FLAGS, *defines, f"-I{_HEADER.parent}"]
+        made_of = repr((command, _processor())).encode()
+        made_of += source.read_bytes() + _HEADER.read_bytes()
+        cache = _cache()
+        name = f"{source.stem}-{hashlib.sha256(made_of).hexdigest()[:24]}.so"
         if not (cache / name).exists():
             _compile([*command, str(source)], cache / name)
         # Its OpenMP is the one that torch has loaded, by the same name: one pool of threads.
         return ctypes.CDLL(str(cache / name))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as e:  # RuntimeError: no home.
-        logging.getLogger(__name__).info("%s runs on torch alone: %s", source.stem, e)
-        return None
+    except FileNotFoundError as e:
+        log.info("%s runs on torch alone: %s", source.stem, e)
+    except subprocess.CalledProcessError as e:
+        why = e.stderr.decode(errors="replace").strip()[-1_000:]
+        log.warning("%s is not compiled and runs on torch alone, far slower: %s", source.stem, why)
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as e:
+        # RuntimeError: no home. ValueError: a quote that CC leaves open.
+        log.warning("%s is not compiled and runs on torch alone, far slower: %s", source.stem, e)
+    return None
+
+
+def _cache() -> Path:
+    """Where compiled files stay: a folder that nobody else can put one into.
+
+    Raises:
+        OSError: it cannot be made, or is no such folder.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = Path(home) / "apr" / "native"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = cache.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise OSError(f"others may write to {cache}: name a folder of your own, XDG_CACHE_HOME")
+    return cache
 
 
 def _compile(command: list[str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         subprocess.run(
@@ -90,7 +113,7 @@ def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return " ".join(os.uname())
+        return " ".join(platform.uname())
     return "\n".join(
         sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))})
     )
@@ -109,6 +132,9 @@ class Packed:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, in) -> (N, out)."""
+        # C takes pointers, and whatever lies there.
+        assert x.dtype == self.factors.dtype
+        assert x.shape[1:] == (self.num_in,)
         x = x.contiguous()
         out = x.new_empty(len(x), self.num_out)
         matrix, to = self.factors.data_ptr(), out.data_ptr()

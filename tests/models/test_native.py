@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,19 @@ def test_a_product_is_what_torch_makes_of_it(
 
 
 ROUNDED = pytest.mark.parametrize("rounded", [Precision.BFLOAT16, Precision.INT8])
+
+
+@pytest.mark.parametrize("rounded", list(Precision))
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_none(rounded: Precision, odd: float) -> None:
+    """It would be a wrong one that looks like any other."""
+    weight, x = numbers(40, 20, dtype=torch.float32), numbers(3, 20, dtype=torch.float32)
+    x[1, 4] = odd
+    out = pack(weight, rounded)(x)
+    assert out[[0, 2]].isfinite().all()
+    assert not out[1].isfinite().any()
+    weight[7, 2] = odd
+    assert pack(weight, rounded)(numbers(3, 20, dtype=torch.float32)).isfinite().all(0).sum() == 39
 
 
 # Some numbers too many for a factor, and for a vector.
@@ -168,6 +182,43 @@ def test_without_a_compiler_torch_does_it_all(
     monkeypatch.setenv("CC", compiler)
     assert native.library(SOURCE, torch.float32) is None
     assert not cache.exists() or not list(cache.iterdir()), "nothing half-made is left"
+
+
+def test_an_empty_name_of_a_compiler_is_none(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = native.library(SOURCE, torch.float32)
+    native._library.cache_clear()
+    monkeypatch.setenv("CC", "")
+    assert (native.library(SOURCE, torch.float32) is None) == (found is None)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [("sh -c 'echo no such flag >&2; exit 1'", "no such flag"), ("cc '", "quotation")],
+)
+def test_a_compiler_that_fails_is_told_of(
+    cache: Path,
+    compiler: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    assert native.library(SOURCE, torch.float32) is None
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert said in record.getMessage()
+
+
+def test_nothing_is_loaded_from_where_others_may_write(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if native.library(SOURCE, torch.float32) is None:
+        pytest.skip("no C compiler here")
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    native._library.cache_clear()
+    cache.chmod(0o777)
+    assert native.library(SOURCE, torch.float32) is None
+    assert f"others may write to {cache}" in caplog.text
 
 
 def test_without_a_home_torch_does_it_all(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
