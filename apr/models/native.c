@@ -537,7 +537,9 @@ typedef struct {
 static int by_rank(const void *a, const void *b)
 {
     const ranked *x = a, *y = b;
-    return x->logit != y->logit ? (x->logit < y->logit ? 1 : -1) : x->id < y->id ? -1 : 1;
+    if (x->logit != y->logit)
+        return x->logit < y->logit ? 1 : -1;
+    return (x->id > y->id) - (x->id < y->id);
 }
 
 INLINE REAL weight(REAL logit, REAL max, REAL per)

@@ -27,6 +27,7 @@ from apr.models.precision import Precision
 from apr.testing import ByteCodec
 from apr.train.attention import causal_reference
 from apr.types import Completion, FinishReason, Sampling
+from tests.tiny import tiny_config, tiny_model
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -248,6 +249,40 @@ def test_c_samples_what_torch_samples(
     for a, b in zip(in_c, plain, strict=True):
         assert (a.ids, a.finish_reason) == (b.ids, b.finish_reason)
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-9)
+
+
+def test_c_chooses_among_many_ids_as_torch_does(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each id has a twin with the same logit, which ranks behind it."""
+    if backend != "compiled":
+        pytest.skip("it is what C is held against")
+    network = tiny_model(tiny_config(vocab_size=3_000)).double()
+    with torch.no_grad():
+        network.lm_head.weight[1_500:] = network.lm_head.weight[:1_500]
+    kept = [
+        (0, 0.95),
+        (0, 0.3),
+        (50, 1.0),
+        (51, 1.0),
+        (1, 1.0),
+        (2_999, 1.0),
+        (20, 0.5),
+        (3_000, 0.999),
+    ]
+    hows = [
+        Sampling(8, temperature=t, top_k=k, top_p=p, seed=i)
+        for i, (k, p) in enumerate(kept)
+        for t in (0.7, 3.0)
+    ]
+
+    async def drawn() -> list[Completion]:
+        engine = EmbeddedEngine(network)
+        return await asyncio.gather(*(engine.generate([3, 7, 9], how) for how in hows))
+
+    in_c = asyncio.run(drawn())
+    monkeypatch.setenv("APR_NATIVE", "0")
+    assert [c.ids for c in in_c] == [c.ids for c in asyncio.run(drawn())]
 
 
 def test_how_many_ids_come_in_a_row_changes_nothing(network: Llama, backend: str) -> None:
