@@ -76,7 +76,7 @@ class Scheduler:
             if start < end and sequence in self.running and self._grow(sequence, end):
                 chunks.append(Chunk(sequence, start, end))
                 budget -= end - start
-        return chunks + self._newcomers(budget)
+        return chunks + self._newcomers(budget) if self.waiting else chunks
 
     def _newcomers(self, budget: int) -> list[Chunk]:
         """Chunks of at most ``budget`` ids of those admitted now.
