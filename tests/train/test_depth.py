@@ -7,40 +7,26 @@ from dataclasses import replace
 import pytest
 import torch
 
-from apr.models.llama import Llama, LlamaConfig
-from apr.train.attention import packed_attention
+from apr.models.llama import Llama
+from apr.train.attention import causal_reference
 from apr.train.depth import deepened
+from tests.tiny import reference_logits, tiny_config, tiny_model
 
-SHALLOW = LlamaConfig(
-    vocab_size=40,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=4,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    max_position_embeddings=16,
-)
-
-
-def says(network: Llama) -> torch.Tensor:
-    ids, device = torch.arange(16)[None] * 7 % 40, torch.device("cpu")
-    attend = packed_attention(torch.zeros_like(ids), device)
-    with torch.no_grad():
-        return network.logits(network(ids.flatten(), torch.arange(16), attend))
+IDS = torch.arange(16) * 7 % 40
 
 
 def made(layers: int) -> Llama:
-    network = Llama(replace(SHALLOW, num_hidden_layers=layers))
-    network.init_weights(0)
-    return network
+    return tiny_model(replace(tiny_config(), num_hidden_layers=layers))
 
 
 @pytest.mark.parametrize("layers", [4, 5, 6, 7, 8, 13])
 def test_it_says_the_same(layers: int) -> None:
     shallow, deep = made(4), made(layers)
+    assert layers == 4 or not torch.equal(
+        reference_logits(deep, IDS), reference_logits(shallow, IDS)
+    )
     deep.load_state_dict(deepened(shallow.state_dict(), layers))
-    assert torch.equal(says(deep), says(shallow))
+    assert torch.equal(reference_logits(deep, IDS), reference_logits(shallow, IDS))
 
 
 def test_further_layers_are_spread_evenly_and_learn() -> None:
@@ -51,6 +37,5 @@ def test_further_layers_are_spread_evenly_and_learn() -> None:
     for copy, origin in ((2, 1), (5, 3)):
         theirs = shallow.layers[origin].mlp.gate_up_proj.weight
         assert torch.equal(deep.layers[copy].mlp.gate_up_proj.weight, theirs)
-    ids, attend = torch.arange(16), packed_attention(torch.zeros(1, 16).long(), torch.device("cpu"))
-    deep.logits(deep(ids, ids, attend)).logsumexp(-1).sum().backward()
+    deep.logits(deep(IDS, torch.arange(16), causal_reference)).logsumexp(-1).sum().backward()
     assert all(block.mlp.down_proj.weight.grad.any() for block in deep.layers)
