@@ -15,20 +15,24 @@
 
 #include "vectors.h"
 #include <omp.h>
-#if defined __AVX512F__
+#if defined __AVX2__
 #include <immintrin.h>
 #endif
 
 enum { CHAINS = HEAD_DIM % 4 ? 2 : 4 }; /* sums that grow side by side: one alone waits for itself */
 
+#if defined __AVX512F__
+#define SUMS 32 /* vectors that the registers hold beside what is added to them */
+#elif defined __aarch64__
+#define SUMS 16
+#else
+#define SUMS 8
+#endif
 #define ROWS 16 /* most tokens of a tile */
-#define TOGETHER 4 /* rows that share what is in registers */
+#define TOGETHER (SUMS == 8 && STORED == 0 ? 2 : 4) /* rows that share what is in registers */
 #define AHEAD 2 /* blocks from the one that is read to the one that is asked for */
 #define INTO (STORED == 2 ? 3 : 2) /* the first cache; the second takes more requests at a time */
 
-typedef float vec_float VECTOR(float);
-typedef uint32_t vec_bits VECTOR(uint32_t);
-typedef int32_t vec_int VECTOR(int32_t);
 typedef int16_t vec_short VECTOR(int16_t);
 
 #if STORED == 0
@@ -78,9 +82,13 @@ INLINE vec load(const stored *from)
     vec_bits bits = __builtin_convertvector(*(const vec_stored *)from, vec_bits) << 16;
     return __builtin_convertvector((vec_float)bits, vec);
 #else
-#if defined __AVX512F__
+#if defined __AVX2__
     if (sizeof(vec_int) == WIDEST) { /* one instruction, which gcc 12 does not find */
+#if defined __AVX512F__
         __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
+#else
+        __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from));
+#endif
         vec_int numbers;
         memcpy(&numbers, &wide, sizeof numbers);
         return __builtin_convertvector(numbers, vec);
@@ -132,14 +140,75 @@ static void put(block *b, int place, const REAL *k, const REAL *v)
         b->v[place][i] = store(v[i] * per_v);
 }
 
-INLINE vec weights_of(vec x)
+/* How many of so many sums grow at the same time, if each takes so many vectors. */
+INLINE int at_a_time(int each, int all)
 {
-    REAL lanes[LANES];
-    memcpy(lanes, &x, sizeof x);
-    for (int i = 0; i < LANES; i++)
-        lanes[i] = weight_of(lanes[i]);
-    memcpy(&x, lanes, sizeof x);
-    return x;
+    int fit = SUMS / each;
+    return fit < 1 ? 1 : fit < all ? fit : all;
+}
+
+/* Whether a line of memory begins so many numbers behind one that does. */
+INLINE int begins_line(int numbers) { return numbers * sizeof(stored) % 64 == 0; }
+
+/* Adds what n rows score with the tokens of a page. The order of each sum does not depend on n. */
+INLINE void score(const row *rows, int n, const block *b, const block *next, vec scores[][PAGE / LANES])
+{
+    enum { VECTORS = PAGE / LANES };
+    int some = at_a_time(n * VECTORS, CHAINS);
+    for (int first = 0; first < CHAINS; first += some) {
+        vec sum[TOGETHER][VECTORS][CHAINS] = {0};
+        for (int i = first; i < HEAD_DIM; i += CHAINS)
+            for (int j = 0; j < VECTORS; j++)
+                for (int c = 0; c < some; c++) {
+                    vec k = load(&b->k[i + c][j * LANES]);
+                    if (begins_line(c * PAGE + j * LANES))
+                        __builtin_prefetch(&next->k[i + c][j * LANES], 0, INTO);
+                    KEEP(k);
+                    for (int r = 0; r < n; r++)
+                        sum[r][j][c] += rows[r].q[i + c] * k;
+                }
+        for (int r = 0; r < n; r++)
+            for (int j = 0; j < VECTORS; j++)
+                for (int c = 0; c < some; c++)
+                    scores[r][j] += sum[r][j][c];
+    }
+}
+
+/* Adds the first count values of a page to the outputs of n rows, given the weights p of its tokens:
+   those of even tokens have one sum, and those of odd ones another. */
+INLINE void mix(row *rows, int n, const block *b, const block *next, int count, vec p[][PAGE / LANES])
+{
+    enum { WIDTH = HEAD_DIM / LANES };
+    int both = n == 1 || 2 * n * WIDTH <= SUMS ? 2 : 1, wide = at_a_time(both * n, WIDTH);
+    for (int first = 0; first < WIDTH; first += wide) {
+        vec sum[TOGETHER][WIDTH][2] = {0};
+        for (int odd = 0; odd < 2; odd += both) {
+            vec out[TOGETHER][WIDTH][2] = {0};
+            int t = odd;
+            for (; t + both <= count; t += 2)
+                for (int u = 0; u < both; u++)
+                    for (int c = 0; c < wide; c++) {
+                        vec v = load(&b->v[t + u][(first + c) * LANES]);
+                        if (begins_line(c * LANES))
+                            __builtin_prefetch(&next->v[t + u][(first + c) * LANES], 0, INTO);
+                        KEEP(v);
+                        for (int r = 0; r < n; r++)
+                            out[r][c][u] += ((REAL *)p[r])[t + u] * v;
+                    }
+            for (int c = 0; t < count && c < wide; c++) {
+                vec v = load(&b->v[t][(first + c) * LANES]);
+                for (int r = 0; r < n; r++)
+                    out[r][c][0] += ((REAL *)p[r])[t] * v;
+            }
+            for (int r = 0; r < n; r++)
+                for (int c = 0; c < wide; c++)
+                    for (int u = 0; u < both; u++)
+                        sum[r][c][odd + u] = out[r][c][u];
+        }
+        for (int r = 0; r < n; r++)
+            for (int c = 0; c < wide; c++)
+                rows[r].out[first + c] += sum[r][c][0] + sum[r][c][1];
+    }
 }
 
 /* n rows meet the first count tokens of a page; n is known when this is compiled. What is
@@ -147,22 +216,10 @@ INLINE vec weights_of(vec x)
 INLINE void meet_some(row *rows, int n, const block *b, const block *next, int count)
 {
     enum { VECTORS = PAGE / LANES };
-    vec sum[TOGETHER][VECTORS][CHAINS] = {0}, p[TOGETHER][VECTORS];
-    for (int i = 0; i < HEAD_DIM; i += CHAINS)
-        for (int j = 0; j < VECTORS; j++)
-            for (int c = 0; c < CHAINS; c++) {
-                vec k = load(&b->k[i + c][j * LANES]);
-                __builtin_prefetch(&next->k[i + c][j * LANES], 0, INTO);
-                for (int r = 0; r < n; r++)
-                    sum[r][j][c] += rows[r].q[i + c] * k;
-            }
+    vec p[TOGETHER][VECTORS] = {0};
+    score(rows, n, b, next, p);
     for (int r = 0; r < n; r++) {
         REAL *scores = (REAL *)p[r];
-        for (int j = 0; j < VECTORS; j++) {
-            p[r][j] = sum[r][j][0];
-            for (int i = 1; i < CHAINS; i++)
-                p[r][j] += sum[r][j][i];
-        }
 #if STORED == 2
         for (int j = 0; j < VECTORS; j++)
             p[r][j] *= *(const vec *)&b->k_scale[j * LANES];
@@ -191,24 +248,7 @@ INLINE void meet_some(row *rows, int n, const block *b, const block *next, int c
             p[r][j] *= *(const vec *)&b->v_scale[j * LANES];
 #endif
     }
-    vec out[TOGETHER][HEAD_DIM / LANES][2] = {0};
-    for (int t = 0; t + 1 < count; t += 2)
-        for (int u = 0; u < 2; u++)
-            for (int c = 0; c < HEAD_DIM / LANES; c++) {
-                vec v = load(&b->v[t + u][c * LANES]);
-                __builtin_prefetch(&next->v[t + u][c * LANES], 0, INTO);
-                for (int r = 0; r < n; r++)
-                    out[r][c][u] += ((REAL *)p[r])[t + u] * v;
-            }
-    if (count % 2)
-        for (int c = 0; c < HEAD_DIM / LANES; c++) {
-            vec v = load(&b->v[count - 1][c * LANES]);
-            for (int r = 0; r < n; r++)
-                out[r][c][0] += ((REAL *)p[r])[count - 1] * v;
-        }
-    for (int r = 0; r < n; r++)
-        for (int c = 0; c < HEAD_DIM / LANES; c++)
-            rows[r].out[c] += out[r][c][0] + out[r][c][1];
+    mix(rows, n, b, next, count, p);
 }
 
 static void meet(row *rows, int n, const block *b, const block *next, int count)

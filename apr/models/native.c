@@ -12,7 +12,7 @@
 #include "vectors.h"
 #include <omp.h>
 #include <stdlib.h>
-#if ROUNDED && defined __AVX512F__
+#if ROUNDED && defined __AVX2__
 #include <immintrin.h>
 #endif
 #if defined AMX
@@ -31,16 +31,17 @@
 #if defined __AVX512F__ || defined __aarch64__
 #define ROWS 8
 #define MOST 12
+#define FEW 8 /* rows beside which the processor asks for what lies ahead by itself */
 #else
-#define ROWS 4
+#define ROWS 6
 #define MOST 6
+#define FEW 0
 #endif
 #define VECTORS 2
 #define BLOCK 256 /* rows that a thread takes at a time */
 #define SERIAL (1 << 16) /* multiplications that are done sooner than threads are woken */
 #define MANY 500000       /* the same for a whole network */
 #define NEAR 2048         /* factors that a tile alone asks for before they are multiplied */
-#define FEW 8             /* rows beside which the processor reads that far ahead by itself */
 
 enum { LANES = WIDEST / sizeof(REAL), PANEL = VECTORS * LANES };
 #define VECTOR(type) __attribute__((vector_size(WIDEST), aligned(sizeof(type)), may_alias))
@@ -58,6 +59,16 @@ typedef factor factors VECTOR(factor);
    its columns. */
 enum { NUMBERS = ROUNDED ? 2 * ROUNDED : 1, TAIL = ROUNDED == 2 ? 2 : 0, DEEP = AMX ? 16 : 1 };
 
+/* A factor is multiplied whole where an instruction does that; else in two halves, its even numbers and its
+   odd ones, and those of x lie side by side. */
+#if ROUNDED == 0 || ROUNDED == 1 && defined __AVX512BF16__ || ROUNDED == 2 && defined __AVX512VNNI__
+#define PARTS 1
+#else
+#define PARTS 2
+#endif
+
+enum { LINE = 64 / sizeof(REAL) }; /* factors that memory gives at a time */
+
 /* Factors of a row of k numbers, and of a panel of so many columns: in whole tiles, with zeros behind. */
 INLINE int64_t depth_of(int64_t k)
 {
@@ -66,12 +77,13 @@ INLINE int64_t depth_of(int64_t k)
 }
 
 #if ROUNDED == 0
-typedef vec sums;
-INLINE sums multiply_add(sums sum, REAL x, factors weights) { return sum + x * weights; }
+typedef vec sums, part;
+INLINE part part_of(factors weights, int p) { return weights; }
+INLINE sums multiply_add(sums sum, REAL x, part weights) { return sum + x * weights; }
 INLINE void factorize(const REAL *row, int64_t k, factor *to) { memcpy(to, row, k * sizeof *row); }
 
 #elif ROUNDED == 1
-typedef vec sums;
+typedef vec sums, part;
 typedef uint32_t bits VECTOR(uint32_t);
 typedef uint16_t half __attribute__((vector_size(WIDEST / 2), aligned(sizeof(uint16_t)), may_alias));
 
@@ -100,21 +112,28 @@ static void factorize(const REAL *row, int64_t k, factor *to)
     }
 }
 
-INLINE sums multiply_add(sums sum, uint32_t x, factors weights)
+#if PARTS == 1
+INLINE part part_of(factors weights, int p) { return (part)weights; }
+#else
+INLINE uint32_t half_of(uint32_t x, int p) { return p ? x & 0xffff0000 : x << 16; }
+INLINE part part_of(factors weights, int p) { return p ? (part)(weights & 0xffff0000) : (part)(weights << 16); }
+#endif
+
+INLINE sums multiply_add(sums sum, uint32_t x, part weights)
 {
-#if defined __AVX512BF16__
+#if PARTS == 1
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(x), (__m512bh)weights);
 #else
-    uint32_t both[2] = {x << 16, x & 0xffff0000};
-    float numbers[2];
-    memcpy(numbers, both, sizeof both);
-    return sum + numbers[0] * (vec)(weights << 16) + numbers[1] * (vec)(weights & 0xffff0000);
+    float number;
+    memcpy(&number, &x, sizeof x);
+    return sum + number * weights;
 #endif
 }
 
 #else
 enum { ZERO = 128 };
-typedef int32_t sums VECTOR(int32_t);
+typedef int32_t sums VECTOR(int32_t), part VECTOR(int32_t);
+typedef int16_t words VECTOR(int16_t);
 
 /* The factors of a row of k numbers: each is its scale times an integer from -127 to 127, to which
    ZERO is added, since processors multiply unsigned bytes by signed ones. Of a row that is not finite
@@ -141,17 +160,28 @@ static void factorize(const REAL *row, int64_t k, factor *to)
     memcpy(to + depth + 1, &sum, sizeof sum);
 }
 
-/* x: unsigned bytes, and signed ones of weights. */
-INLINE sums multiply_add(sums sum, uint32_t x, factors weights)
+/* x: unsigned bytes, and signed ones of weights. Its halves are two words each. */
+#if PARTS == 1
+INLINE part part_of(factors weights, int p) { return (part)weights; }
+INLINE sums multiply_add(sums sum, uint32_t x, part weights)
 {
-#if defined __AVX512VNNI__
     return (sums)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(x), (__m512i)weights);
+}
 #else
-    for (int i = 0; i < 32; i += 8)
-        sum += (int32_t)(x >> i & 255) * ((sums)(weights << (24 - i)) >> 24);
-    return sum;
+INLINE uint32_t half_of(uint32_t x, int p) { return (p ? x >> 8 : x) & 0xff00ff; }
+INLINE part part_of(factors weights, int p) { return (part)((words)(p ? weights : weights << 8) >> 8); }
+INLINE sums multiply_add(sums sum, uint32_t x, part weights)
+{
+    part factor = x - (part){0};
+#if defined __AVX512BW__
+    return sum + (sums)_mm512_madd_epi16((__m512i)factor, (__m512i)weights);
+#elif defined __AVX2__ && !defined __AVX512F__
+    return sum + (sums)_mm256_madd_epi16((__m256i)factor, (__m256i)weights);
+#else
+    return sum + (factor << 16 >> 16) * (weights << 16 >> 16) + (factor >> 16) * (weights >> 16);
 #endif
 }
+#endif
 
 /* What a sum of products is, given the tails of a row and of the columns of a vector. */
 INLINE vec finish(sums sum, const factor *row, const factor *columns)
@@ -165,6 +195,24 @@ INLINE vec finish(sums sum, const factor *row, const factor *columns)
 
 #if ROUNDED != 2
 INLINE vec finish(sums sum, const factor *row, const factor *columns) { return sum; }
+#endif
+
+#if ROUNDED
+/* The factors of a row of x, as tiles read them. */
+static void factorize_x(const REAL *row, int64_t k, factor *to)
+{
+#if PARTS == 1
+    factorize(row, k, to);
+#else
+    int64_t depth = depth_of(k), whole = depth - TAIL;
+    factor all[depth + LANES];
+    factorize(row, k, all);
+    for (int64_t j = 0; j < whole; j++)
+        for (int p = 0; p < PARTS; p++)
+            to[j * PARTS + p] = half_of(all[j], p);
+    memcpy(to + whole * PARTS, all + whole, TAIL * sizeof *to);
+#endif
+}
 #endif
 
 /* Factors of a packed matrix (n, k). */
@@ -201,10 +249,10 @@ INLINE void put(const sums sum[VECTORS], const factor *row_tail, const factor *t
         out[c] = add ? out[c] + from[c] : from[c];
 }
 
-/* What to ask of memory meanwhile, into the second cache: some of the vectors that lie this far on. */
+/* What to ask of memory meanwhile, into the second cache: so many factors at each of the panel, one behind
+   the other, the first of them this far on. */
 typedef struct {
-    int64_t far;
-    int from, to;
+    int64_t far, each;
 } ahead;
 
 /* A few rows of x, which are so far apart, times one panel; rows is known when this is compiled. */
@@ -213,15 +261,22 @@ INLINE void tile(int rows, int64_t depth, int64_t n, int64_t columns, const fact
 {
     sums sum[MOST][VECTORS] = {0};
     for (int64_t j = 0; j < depth - TAIL; j++) {
-        const factors *weights = (const factors *)(panel + j * PANEL);
-        for (int c = ask.from; c < ask.to; c++)
-            __builtin_prefetch((const factors *)(panel + j * PANEL + ask.far) + c, 0, 2);
-        for (int r = 0; r < rows; r++)
-            for (int c = 0; c < VECTORS; c++)
-                sum[r][c] = multiply_add(sum[r][c], x[r * apart + j], weights[c]);
+        for (int64_t line = 0; line < ask.each; line += LINE)
+            __builtin_prefetch(panel + ask.far + j * ask.each + line, 0, 2);
+        for (int p = 0; p < PARTS; p++) {
+            part weights[VECTORS];
+            for (int c = 0; c < VECTORS; c++) {
+                weights[c] = part_of(((const factors *)(panel + j * PANEL))[c], p);
+                KEEP(weights[c]);
+            }
+            for (int r = 0; r < rows; r++)
+                for (int c = 0; c < VECTORS; c++)
+                    sum[r][c] = multiply_add(sum[r][c], x[r * apart + j * PARTS + p], weights[c]);
+        }
     }
     for (int r = 0; r < rows; r++)
-        put(sum[r], x + r * apart + depth - TAIL, panel + (depth - TAIL) * PANEL, columns, out + r * n, add);
+        put(sum[r], x + r * apart + (depth - TAIL) * PARTS, panel + (depth - TAIL) * PANEL, columns,
+            out + r * n, add);
 }
 
 #if AMX
@@ -307,11 +362,9 @@ static void tiles(int64_t rows, int64_t depth, int64_t n, int64_t columns, const
 #endif
     int64_t num = rows <= MOST ? 1 : (rows + ROWS - 1) / ROWS;
     /* All but the first find the panel in a cache: each asks for its share of the next one. */
-    ahead ask = {num == 1 ? NEAR : depth * PANEL, 0, 0};
-    int asked = num > 1 || rows > FEW ? VECTORS : 0;
+    ahead ask = {num == 1 ? NEAR : depth * PANEL, num == 1 && rows <= FEW ? 0 : PANEL / num};
     for (int64_t i = 1, some; i <= num; i++, rows -= some, x += some * apart, out += some * n) {
         some = rows / (num - i + 1); /* all about as high as each other */
-        ask.to = (asked * i + num - 1) / num;
         switch (some) {
 #define CASE(known)                                                                                \
     case known:                                                                                    \
@@ -322,7 +375,7 @@ static void tiles(int64_t rows, int64_t depth, int64_t n, int64_t columns, const
             CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #endif
         }
-        ask.from = ask.to;
+        ask.far += depth * ask.each;
     }
 }
 
@@ -331,7 +384,7 @@ INLINE int64_t apart_of(int64_t k)
 {
     if (AMX)
         return ((depth_of(k) + LANES - 1) / LANES | 1) * LANES; /* whole lines of the cache */
-    return ROUNDED ? depth_of(k) + LANES : k;
+    return ROUNDED ? depth_of(k) * PARTS + LANES : k;
 }
 
 /* x (rows, k) times a packed matrix (n, k), to out (rows, n) or added to what is there. This and all
@@ -346,7 +399,7 @@ static void product(int64_t rows, int64_t k, int64_t n, const REAL *x, const fac
     factor *from = room;
 #pragma omp for
     for (int64_t i = 0; i < rows; i++)
-        factorize(x + i * k, k, from + i * apart);
+        factorize_x(x + i * k, k, from + i * apart);
 #else
     const factor *from = x;
 #endif
