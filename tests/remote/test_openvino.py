@@ -225,7 +225,9 @@ def test_sampled_logprobs_are_those_at_temperature_1(
             assert mine < theirs.logprobs[0]
     again = complete(engine, [PROMPT, PROMPT[::-1], PROMPT], sampling)
     assert again[0].ids == again[2].ids == got.ids
-    assert complete(engine, [PROMPT], replace(sampling, seed=4))[0].ids != got.ids
+    # Of a model as sure as this one two seeds may well say the same; ten do not.
+    others = [complete(engine, [PROMPT], replace(sampling, seed=seed))[0] for seed in range(4, 14)]
+    assert any(other.ids != got.ids for other in others)
 
 
 @contextmanager
