@@ -140,11 +140,11 @@ static void put(block *b, int place, const REAL *k, const REAL *v)
         b->v[place][i] = store(v[i] * per_v);
 }
 
-/* How many of so many sums grow at the same time, if each takes so many vectors. */
+/* How many of so many sums grow at the same time, if each takes so many vectors; a divisor of all. */
 INLINE int at_a_time(int each, int all)
 {
-    int fit = SUMS / each;
-    return fit < 1 ? 1 : fit < all ? fit : all;
+    int fit = SUMS / each, even = all & -all; /* the largest power of two that divides it */
+    return fit >= all ? all : fit < 1 ? 1 : fit < even ? fit : even;
 }
 
 /* Whether a line of memory begins so many numbers behind one that does. */

@@ -116,7 +116,10 @@ static void factorize(const REAL *row, int64_t k, factor *to)
 INLINE part part_of(factors weights, int p) { return (part)weights; }
 #else
 INLINE uint32_t half_of(uint32_t x, int p) { return p ? x & 0xffff0000 : x << 16; }
-INLINE part part_of(factors weights, int p) { return p ? (part)(weights & 0xffff0000) : (part)(weights << 16); }
+INLINE part part_of(factors weights, int p)
+{
+    return p ? (part)(weights & 0xffff0000) : (part)(weights << 16);
+}
 #endif
 
 INLINE sums multiply_add(sums sum, uint32_t x, part weights)
@@ -362,7 +365,7 @@ static void tiles(int64_t rows, int64_t depth, int64_t n, int64_t columns, const
 #endif
     int64_t num = rows <= MOST ? 1 : (rows + ROWS - 1) / ROWS;
     /* All but the first find the panel in a cache: each asks for its share of the next one. */
-    ahead ask = {num == 1 ? NEAR : depth * PANEL, num == 1 && rows <= FEW ? 0 : PANEL / num};
+    ahead ask = {num == 1 ? NEAR : depth * PANEL, num == 1 && rows <= FEW ? 0 : (PANEL + num - 1) / num};
     for (int64_t i = 1, some; i <= num; i++, rows -= some, x += some * apart, out += some * n) {
         some = rows / (num - i + 1); /* all about as high as each other */
         switch (some) {

@@ -110,7 +110,9 @@ def plain(shape: LlamaConfig, text: Text) -> Tensor:
 
 @pytest.mark.parametrize("size", [4, 16])
 @pytest.mark.parametrize(
-    "shape", [config(), config(4, 4, 12), config(6, 1, 32)], ids=["grouped", "odd", "one-kv"]
+    "shape",
+    [config(), config(4, 4, 12), config(6, 1, 32), config(2, 1, 80)],
+    ids=["grouped", "odd", "one-kv", "ten-vectors"],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.float64, 1e-12)])
 def test_it_is_the_formula_whatever_the_steps(
@@ -205,7 +207,9 @@ def test_a_prompt_goes_through_its_own_pages_in_tiles() -> None:
 @pytest.mark.parametrize("steepness", [1.0, 100.0, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "shape", [config(), config(4, 4, 12), config(6, 1, 32)], ids=["grouped", "odd", "one-kv"]
+    "shape",
+    [config(), config(4, 4, 12), config(6, 1, 32), config(2, 1, 80)],
+    ids=["grouped", "odd", "one-kv", "ten-vectors"],
 )
 def test_a_network_in_c_is_the_network(
     shape: LlamaConfig, dtype: torch.dtype, steepness: float
