@@ -175,7 +175,7 @@ INLINE uint32_t half_of(uint32_t x, int p) { return (p ? x >> 8 : x) & 0xff00ff;
 INLINE part part_of(factors weights, int p) { return (part)((words)(p ? weights : weights << 8) >> 8); }
 INLINE sums multiply_add(sums sum, uint32_t x, part weights)
 {
-    part factor = x - (part){0};
+    part factor = (int32_t)x - (part){0};
 #if defined __AVX512BW__
     return sum + (sums)_mm512_madd_epi16((__m512i)factor, (__m512i)weights);
 #elif defined __AVX2__ && !defined __AVX512F__

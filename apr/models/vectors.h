@@ -15,7 +15,9 @@
 
 /* gcc reads a vector from memory again for each use, which processors of 16 registers are slow at. */
 #if defined __x86_64__ && !defined __AVX512F__
-#define KEEP(vector) asm("" : "+x"(vector))
+#define KEEP(vector)                                                                               \
+    if (sizeof(vector) >= 16)                                                                      \
+    asm("" : "+x"(vector))
 #else
 #define KEEP(vector)
 #endif

@@ -164,7 +164,7 @@ def test_narrow_pages_take_less_memory() -> None:
         assert compiled_page_bytes(library, shape) == whole * share
 
 
-@pytest.mark.parametrize("size", [2, 4, 6, 16])
+@pytest.mark.parametrize("size", [2, 3, 4, 6, 16])
 @pytest.mark.parametrize("precision", list(Precision))
 def test_who_else_is_there_changes_no_bit(precision: Precision, size: int) -> None:
     shape = config(4, 2, 32)
