@@ -21,12 +21,11 @@
 
 enum { CHAINS = HEAD_DIM % 4 ? 2 : 4 }; /* sums that grow side by side: one alone waits for itself */
 
+/* Vectors of sums that grow at a time: half of the registers; all with AVX-512, which adds from memory. */
 #if defined __AVX512F__
-#define SUMS 32 /* vectors that the registers hold beside what is added to them */
-#elif defined __aarch64__
-#define SUMS 16
+#define SUMS REGISTERS
 #else
-#define SUMS 8
+#define SUMS (REGISTERS / 2)
 #endif
 #define ROWS 16 /* most tokens of a tile */
 #define TOGETHER (SUMS == 8 && STORED == 0 ? 2 : 4) /* rows that share what is in registers */

@@ -28,7 +28,7 @@
 
 /* A tile is some rows by VECTORS vectors of sums: ROWS where there are many, and up to MOST where that
    makes it one tile, which reads the weights once. So many sums fit 32 registers, or 16. */
-#if defined __AVX512F__ || defined __aarch64__
+#if REGISTERS == 32
 #define ROWS 8
 #define MOST 12
 #define FEW 8 /* rows beside which the processor asks for what lies ahead by itself */

@@ -11,10 +11,15 @@
 #else
 #define WIDEST 16
 #endif
+#if defined __AVX512F__ || defined __aarch64__
+#define REGISTERS 32 /* for vectors */
+#else
+#define REGISTERS 16
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 /* gcc reads a vector from memory again for each use, which processors of 16 registers are slow at. */
-#if defined __x86_64__ && !defined __AVX512F__
+#if defined __x86_64__ && REGISTERS == 16
 #define KEEP(vector)                                                                               \
     if (sizeof(vector) >= 16)                                                                      \
     asm("" : "+x"(vector))
@@ -24,8 +29,8 @@
 
 /* Taylor series of 2^f, |f| <= 1/2. */
 #define SERIES(f)                                                                                  \
-    (((((f * 1.5403530e-4f + 1.3333558e-3f) * f + 9.6181291e-3f) * f + 5.5504109e-2f) * f          \
-      + 2.4022651e-1f) * f + 6.9314718e-1f) * f + 1.0f
+    ((((((f * 1.5403530e-4f + 1.3333558e-3f) * f + 9.6181291e-3f) * f + 5.5504109e-2f) * f         \
+       + 2.4022651e-1f) * f + 6.9314718e-1f) * f + 1.0f)
 
 /* A power of two that a compiler can turn into vector instructions, as it cannot a call of libm.
    2^x to 2e-7 of itself, for |x| up to 126 and as at that bound beyond it; exact in doubles. */
