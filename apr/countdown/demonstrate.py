@@ -16,7 +16,7 @@ from apr.countdown import compact, narrate, narrate_paper
 from apr.countdown.balance import balances
 from apr.countdown.narrate import Telling, Text, check_telling
 from apr.countdown.problem import MAX_DRAWS, Problem, ProblemSpec, Split, problem
-from apr.countdown.solver import Order, Search, SearchConfig, search, start_of
+from apr.countdown.solver import Mode, Order, Search, SearchConfig, search, start_of
 from apr.errors import ConfigError, ProblemError
 from apr.types import Demonstration
 
@@ -26,7 +26,8 @@ class Condition(StrEnum):
 
     NONE = "none"
     CHILDREN = "children"
-    """The number of child threads the demonstration has (for APR)."""
+    """The number of child threads the demonstration has (for APR). Where a root spawns in rounds,
+    those of a round: how many rounds it takes nobody knows beforehand."""
     WINDOW = "window"
     """The context bin that its longest sequence falls into (for SoS+)."""
 
@@ -37,6 +38,11 @@ NARRATORS: dict[Text, Callable[..., Demonstration]] = {
     Text.PAPER: narrate_paper.narrate,
 }
 """What tells a search in each text."""
+
+
+def _of_a_round(found: Search) -> int:
+    """How many children the root spawns first."""
+    return next((len(v.successors) for v in found.visits if v.mode is Mode.SPAWN), 0)
 
 
 def _repeats(posed: Problem) -> bool:
@@ -127,11 +133,16 @@ class Demonstrate:
         solver = self.solver
         if self.text == Text.PAPER:
             raise ConfigError("the paper text tells no rests: tell them in the compact text")
-        if solver.order != Order.FIXED:
+        if solver.order == Order.SHUFFLED:
             raise ConfigError("rests are told one after another: leave order at fixed")
         spawning = 0 if self.telling == Telling.SERIAL else solver.spawn_depth
-        widest = max(self.problems.num_numbers[1] - spawning, solver.spawn_size - 1)
-        if (solver.beam[1] or solver.child_beam[1]) and solver.full_width < widest:
+        small, numbers = solver.spawn_size - 1, self.problems.num_numbers[1]
+        # What is searched without a spawn, by the root and by the last that are spawned.
+        widest = max(
+            (small if spawning else numbers) if solver.beam[1] else 0,
+            max(small, numbers - spawning) if solver.child_beam[1] else 0,
+        )
+        if solver.full_width < widest:
             raise ConfigError(
                 "rests are told of all divisions: leave out beam and child_beam, or set "
                 f"full_width = {widest}, the numbers of which a thread searches on by itself"
@@ -170,7 +181,8 @@ class Demonstrate:
             seed = f"claims/{self.seed}/{self.split}/{index}"
             tell = partial(tell, false_claims=self.false_claims, seed=seed)
         if self.condition is Condition.CHILDREN:
-            return tell(children=tell().num_children)
+            many = self.solver.rounds != 1
+            return tell(children=_of_a_round(found) if many else tell().num_children)
         if self.condition is Condition.WINDOW:
             return tell(window=self._bin_of(tell(window=self.bin)))
         return tell()

@@ -71,7 +71,7 @@ class Order(StrEnum):
     FIXED = "fixed"
     """As enumerated: pairs from the largest numbers down, + - * / for each. Learns best."""
     HEURISTIC = "heuristic"
-    """The best by the heuristic first."""
+    """Where a beam chooses, the best by the heuristic first; as enumerated at full width."""
     SHUFFLED = "shuffled"
     """At random, as in the official release."""
 
@@ -184,14 +184,11 @@ def search(
     """Search ``problem``; every choice left to chance is drawn from ``rng``.
 
     Args:
-        unheard: where it balances, it does so as if no child had found anything.
+        unheard: it goes on as if none of the root's children had found anything.
     """
-    searcher = _Searcher(problem.target, config, rng)
+    searcher = _Searcher(problem.target, config, rng, unheard)
     found = searcher.run(start_of(problem), _draw(config.beam, rng), 0)
-    by_children = bool(found.visits) and found.visits[-1].mode is Mode.SPAWN
-    if config.balances and (found.goal is None or (unheard and by_children)):
-        return _balance(problem, found)
-    return found
+    return _balance(problem, found) if config.balances and found.goal is None else found
 
 
 def start_of(problem: Problem) -> Node:
@@ -200,10 +197,13 @@ def start_of(problem: Problem) -> Node:
 
 
 class _Searcher:
-    def __init__(self, target: int, config: SearchConfig, rng: random.Random) -> None:
+    def __init__(
+        self, target: int, config: SearchConfig, rng: random.Random, unheard: bool
+    ) -> None:
         self.target = target
         self.config = config
         self.rng = rng
+        self.unheard = unheard
 
     def run(self, start: Node, beam: int, level: int) -> Search:
         """Algorithms 1 and 2: take the best state waiting, expand it, dive, spawn or queue."""
@@ -216,13 +216,16 @@ class _Searcher:
             node = heapq.heappop(queue)[2]
             for visit, goal in self.visit(node, beam, level):
                 visits.append(visit)
-                if goal is not None:
+                if goal is not None and not self.goes_unheard(visit, level):
                     return Search(start, tuple(visits), goal)
             if visit.mode is Mode.LIST and len(node.numbers) > 2:
                 for n, child in enumerate(visit.successors):
                     rank = self.rank(child.numbers) if beam else 0
                     heapq.heappush(queue, (rank, len(visits) * 1000 + n, child))
         return Search(start, tuple(visits), None)
+
+    def goes_unheard(self, visit: Visit, level: int) -> bool:
+        return self.unheard and level == 0 and visit.mode is Mode.SPAWN
 
     def visit(self, node: Node, beam: int, level: int) -> Iterator[tuple[Visit, Node | None]]:
         """One visit, or of a root that spawns one for each round, as long as more are asked for."""
@@ -280,11 +283,11 @@ class _Searcher:
         """The successors, a beam at a time, the best first; at full width all at once."""
         final = self.config.max_final if len(node.numbers) == 2 else 0
         found = successors(node.numbers, final or self.config.max_value)
-        order = self.config.order
-        if not 0 < beam < len(found) or len(node.numbers) <= self.config.full_width:
-            beam = len(found)
         ranked = list(range(len(found)))
-        if order is Order.HEURISTIC or beam < len(found):
+        order = self.config.order
+        if not beam or len(node.numbers) <= self.config.full_width:
+            beam = len(found)
+        elif order is Order.HEURISTIC or beam < len(found):
             # A stable sort: states of equal rank stay as enumerated.
             gains = [self.gain(step) for step, _ in found]
             ranked.sort(key=gains.__getitem__)

@@ -20,7 +20,7 @@ class Kind(StrEnum):
 
     ADAMW = "adamw"
     MUON = "muon"
-    """Orthogonalised momentum (Jordan et al., 2024), by ``torch.optim.Muon``."""
+    """Orthogonalised momentum (Jordan et al., 2024), as ``torch.optim.Muon`` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,9 @@ class StackedMuon(torch.optim.Muon):
     """Muon that works on all matrices of one shape at the same time.
 
     The update of ``torch.optim.Muon`` up to rounding, with as many launches for a stack of layers
-    as that has for one: on a GPU a network this small spends its time launching. The state is the
-    same, so a run may go on with either.
+    as that has for one: on a GPU a network this small spends its time launching. On a CPU it is
+    computed in float32, since many emulate the bfloat16 of that, forty times as slowly. The state
+    is the same, so a run may go on with either.
     """
 
     @torch.no_grad()
@@ -99,7 +100,7 @@ def _orthogonal(
 ) -> Tensor:
     """Singular values of each of (S, height, width) brought near to 1, by Newton and Schulz."""
     a, b, c = coefficients
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -125,8 +126,9 @@ def make_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
         torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=on_cuda or None)
     ]
     if matrices:
-        muon = StackedMuon if on_cuda else torch.optim.Muon
-        optimizers.append(muon(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay))
+        optimizers.append(
+            StackedMuon(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay)
+        )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

@@ -17,7 +17,7 @@ def test_every_parameter_is_in_exactly_one_optimizer(kind: Kind, tied: bool) -> 
     groups = [group for o in optimizers for group in o.param_groups]
     held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
-    assert [type(o) for o in optimizers] == [AdamW, Muon][: 1 + (kind is Kind.MUON)]
+    assert [type(o) for o in optimizers] == [AdamW, StackedMuon][: 1 + (kind is Kind.MUON)]
 
 
 def test_muon_gets_the_hidden_matrices_and_norms_do_not_decay() -> None:
@@ -96,8 +96,21 @@ def test_matrices_in_a_stack_are_updated_as_one_by_one() -> None:
     assert torch.equal(stacked[-1], matrices()[-1])
 
 
+def test_on_a_cpu_nothing_of_it_is_rounded_to_bfloat16() -> None:
+    updates = []
+    for dtype in (torch.float32, torch.float64):
+        moved = [nn.Parameter(p.detach().to(dtype)) for p in matrices()]
+        before = [p.detach().clone() for p in moved]
+        generator = torch.Generator().manual_seed(1)
+        for p in moved:
+            p.grad = torch.randn(p.shape, generator=generator).to(dtype)
+        StackedMuon(moved, lr=0.1).step()
+        updates.append([(p - old).double() for p, old in zip(moved, before, strict=True)])
+    for one, other in zip(*updates, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6, rtol=0)
+
+
 @pytest.mark.gpu
-def test_a_gpu_has_the_stacked_one() -> None:
-    adamw, muon = make_optimizers(tiny_model().cuda(), OptimConfig())
-    assert type(muon) is StackedMuon
+def test_on_a_gpu_adamw_is_fused() -> None:
+    adamw, _ = make_optimizers(tiny_model().cuda(), OptimConfig())
     assert all(group["fused"] for group in adamw.param_groups)
