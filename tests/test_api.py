@@ -323,6 +323,8 @@ def test_a_condition_is_for_models_trained_on_it() -> None:
     model = scripted("<join></join>", replace(RECIPE, demonstrations=told))
     trace = api.solve(model, POSED, how)
     assert trace.root.message.startswith("<children> 4<thread>")
+    with pytest.raises(ConfigError, match="a number of children, always: set children, such as 4"):
+        model.method()
 
 
 def test_a_failing_engine_gives_a_trace_without_a_grade() -> None:

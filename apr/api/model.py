@@ -103,10 +103,16 @@ class Model:
 
     def _check(self, how: Inference) -> None:
         told = self.recipe.demonstrations
-        for condition in (Condition.CHILDREN, Condition.WINDOW):
-            if getattr(how, condition) is not None and told.condition is not condition:
+        for condition, such in ((Condition.CHILDREN, 4), (Condition.WINDOW, 1024)):
+            is_told = getattr(how, condition) is not None
+            if is_told and told.condition is not condition:
                 raise ConfigError(
                     f"the model was not trained to heed a number of {condition}: leave it out"
+                )
+            if not is_told and told.condition is condition:
+                raise ConfigError(
+                    f"the model was trained to be told a number of {condition}, always: "
+                    f"set {condition}, such as {such}"
                 )
         if how.method is MethodName.PASTA and told.telling is not Telling.PASTA:
             raise ConfigError(

@@ -34,7 +34,7 @@ _METHOD = (
 )
 _VALUE = "What a thought is worth: its mean logprob, or rollouts that claim an answer."
 _WINDOW = "Budget of context told to models trained on one; the limit itself is --context."
-_CHILDREN = "Child threads to condition on, for models trained so."
+_CHILDREN = "Child threads told to models trained on their number; the limit is --max-children."
 _TOKENS = "Sampled tokens of one run; methods that sample make several for a problem."
 _DEPTH = "Levels of threads below the root; 8 by default."
 _SPAWNED = "Children of one spawn; 64 by default."

@@ -87,8 +87,8 @@ class Demonstrate:
     rests: bool = False
     """Whether a thread says of each division whether it leaves a rest: where it searches on from a
     state in its place, where it spawns beforehand. Otherwise it has to know that before it writes
-    either number, and what it leaves out nobody finds. Of searches in fixed order; what a thread
-    searches itself it searches at full width."""
+    either number, and what it leaves out nobody finds. What a thread searches itself it searches
+    at full width and in fixed order."""
     balanced: float = 0.0
     """Share of the demonstrations that balance whatever a child found, which then goes unheard, and
     whose problems are drawn until products on both sides meet: what is rarely needed, and then
@@ -134,7 +134,7 @@ class Demonstrate:
         if self.text == Text.PAPER:
             raise ConfigError("the paper text tells no rests: tell them in the compact text")
         if solver.order == Order.SHUFFLED:
-            raise ConfigError("rests are told one after another: leave order at fixed")
+            raise ConfigError("rests are told one after another: leave order at fixed or heuristic")
         spawning = 0 if self.telling == Telling.SERIAL else solver.spawn_depth
         small, numbers = solver.spawn_size - 1, self.problems.num_numbers[1]
         # What is searched without a spawn, by the root and by the last that are spawned.

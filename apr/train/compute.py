@@ -31,7 +31,8 @@ class Autocast(StrEnum):
     """bfloat16 on a GPU, float32 on a CPU."""
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
-    """On a CPU that multiplies in it (AVX512-BF16, AMX) almost twice as fast, elsewhere slow."""
+    """On a CPU that multiplies in it (AVX512-BF16, AMX) almost twice as fast; one that does not
+    would emulate it, and computes in float32 in its place."""
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -104,10 +105,13 @@ def compute_on(device: torch.device, dtype: torch.dtype | None = None) -> Comput
     """What has proved best on ``device``.
 
     Args:
-        dtype: of matrix products and attention; bfloat16 on CUDA and float32 elsewhere by default.
+        dtype: of matrix products and attention; bfloat16 on CUDA and float32 elsewhere by default,
+            and on a CPU that would emulate it.
     """
     on_cuda = device.type == "cuda"
     dtype = dtype or (torch.bfloat16 if on_cuda else torch.float32)
+    if device.type == "cpu" and not _has_bfloat16():
+        dtype = torch.float32
     if dtype is torch.float32:  # Plain, to compare with.
         return Compute(device)
     return Compute(
@@ -118,3 +122,9 @@ def compute_on(device: torch.device, dtype: torch.dtype | None = None) -> Comput
         settle_every=10 if on_cuda else 1,
         prefetch=on_cuda,
     )
+
+
+def _has_bfloat16() -> bool:
+    """Whether the CPU multiplies in it: by AVX-512, by AMX, on ARM."""
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

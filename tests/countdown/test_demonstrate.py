@@ -60,6 +60,20 @@ def test_conditioned_on_children(text: Text, mark: str) -> None:
         assert told[1:] == replace(BASE, text=text)(index)[1:]
 
 
+def test_conditioned_on_children_of_a_round() -> None:
+    rounds = replace(FULL, beam=(1, 4), rounds=0)
+    conditioned = Demonstrate(SPEC, rounds, condition=Condition.CHILDREN)
+    sizes = set()
+    for index in range(20):
+        told = conditioned(index)
+        spawns = "".join(p for s in told.sequences[0] for p in s.pieces).split("<spawn>")[1:]
+        first = spawns[0].partition("</spawn>")[0].count("<thread>")
+        assert prompt(told).startswith(f"<children> {first}<thread>")
+        sizes.add((first, len(spawns)))
+    assert {first for first, _ in sizes} == {1, 2, 3, 4}
+    assert any(num > 1 for _, num in sizes)
+
+
 @pytest.mark.parametrize(
     ("text", "mark"), [(Text.COMPACT, "<window> {}<thread>"), (Text.PAPER, "Token Budget: {} ")]
 )
@@ -190,6 +204,8 @@ def test_rests_are_told_of_searches_of_full_width() -> None:
         replace(threads, solver=narrow)
         with pytest.raises(ConfigError, match="full_width = 4"):
             replace(threads, solver=narrow, telling=Telling.SERIAL)
+    # A root that spawns all but states of two numbers chooses among no others by itself.
+    replace(threads, solver=replace(FULL, beam=(2, 2), full_width=2, order="heuristic"))
 
 
 def test_the_paper_text_tells_of_one_spawn() -> None:

@@ -236,6 +236,23 @@ def test_a_root_that_heard_nothing_spawns_for_the_next_best() -> None:
     assert again
 
 
+def test_rounds_of_any_size_go_through_one_list() -> None:
+    ranked = replace(BALANCED, beam=(1, 1), rounds=0, order=Order.HEURISTIC)
+    for posed in FOUR[:10]:
+        lists = []
+        for size in (1, 2, 3, 5, 40):
+            config = replace(ranked, beam=(size, size))
+            found = search(posed, config, random.Random(0), unheard=True)
+            *rounds, last = found.visits
+            assert last.mode is Mode.BALANCE, "though children found something, nobody heard"
+            assert {len(visit.successors) for visit in rounds[:-1]} <= {size}
+            lists.append([child for visit in rounds for child in visit.successors])
+            below = [v for visit in rounds for s in visit.searches for v in s.visits]
+            whole = run(posed, BALANCED).visits[0].searches
+            assert {v for s in whole for v in s.visits} == set(below), "at full width, in its order"
+        assert all(one == lists[0] for one in lists)
+
+
 def test_as_often_as_there_are_rounds_and_only_the_root() -> None:
     posed = Problem((1, 1, 1, 1, 2), 90)
     config = SearchConfig((2, 2), (2, 2), spawn_depth=2, rounds=3)
