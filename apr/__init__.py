@@ -12,6 +12,7 @@ The names below are the public surface; each is imported when it is first asked 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
     from apr.trace import write_traces as write_traces
 
     __version__: str
+
+# Threads that share a step wait for each other some thirty times in it. Beside other work each such
+# wait is for one that is not running, by one that keeps its core busy: after a third of a millisecond
+# it is to sleep. Only the environment can say so, and OpenMP reads it when torch is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 DEMO = Path(__file__).parent / "checkpoints" / "demo"
 """The checkpoint that comes with the package."""

@@ -32,6 +32,7 @@ RUNS = [
     ("02_threads.sh", "balanced"),
     ("03_serial.sh",),
     ("04_conditioned.sh", "threads"),
+    ("04_conditioned.sh", "rounds"),
     ("04_conditioned.sh", "serial"),
     ("05_grpo.sh", "threads"),
     ("05_grpo.sh", "serial"),
@@ -204,8 +205,8 @@ def test_the_whole_queue_runs(tmp_path: Path) -> None:
     assert json.loads((out / "throughput" / "attention.json").read_text())["best"] == "padded"
     kept = {str(p.parent.relative_to(out)) for p in out.rglob("checkpoint/")}
     assert kept == {
-        "threads", "threads-balanced", "serial", "threads-children", "serial-window",
-        "threads-rl", "serial-rl", "paper-threads", "paper-serial", "five",
+        "threads", "threads-balanced", "serial", "threads-children", "threads-rounds",
+        "serial-window", "threads-rl", "serial-rl", "paper-threads", "paper-serial", "five",
         "scaling/1m", "scaling/6m", "scaling/15m",
     }  # fmt: skip
     for name in kept:

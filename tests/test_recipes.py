@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from apr import DEMO, api, config
+from apr.countdown.demonstrate import Condition
 from apr.countdown.problem import Split
 from apr.train.log import read_metrics
 
@@ -26,7 +27,9 @@ def test_a_recipe_runs_from_nothing_to_a_trace(path: Path, tmp_path: Path) -> No
     api.train(recipe, tmp_path / "run", tmp_path / "data", progress=False)
     model = api.load(tmp_path / "run" / "checkpoint")
     assert model.recipe == recipe
-    (trace,) = api.evaluate(model, api.pose(recipe, Split.TEST, 1))
+    told = recipe.demonstrations.condition is Condition.CHILDREN
+    how = api.Inference(children=2 if told else None)
+    (trace,) = api.evaluate(model, api.pose(recipe, Split.TEST, 1), how)
     assert trace.grade is not None
 
 
