@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     __version__: str
 
 # Threads that share a step wait for each other some thirty times in it. Beside other work each such
-# wait is for one that is not running, by one that keeps its core busy: after a third of a millisecond
-# it is to sleep. Only the environment can say so, and OpenMP reads it when torch is loaded.
+# wait is for one that is not running, by one that keeps its core busy: after a fraction of a
+# millisecond it is to sleep. Only the environment can say so, and OpenMP reads it with torch.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
