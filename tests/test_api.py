@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import apr
 from apr import api, config
@@ -30,6 +30,7 @@ from apr.errors import (
     DataError,
     EngineError,
     ProblemError,
+    StorageError,
 )
 from apr.models.checkpoint import save_checkpoint
 from apr.models.precision import Precision
@@ -347,6 +348,8 @@ def test_facts_are_plain_values() -> None:
 def test_load_refuses_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         api.load(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        api.load(str(tmp_path / "nothing"))
 
 
 def test_the_address_of_the_embedded_engine_sets_it(trained: Trained) -> None:
@@ -475,6 +478,46 @@ def test_a_checkpoint_grows_in_depth_and_rotary_base_and_does_not_shrink(
         smaller = replace(start, network=replace(grown, **shape))
         with pytest.raises(CheckpointError, match="another shape or tokenizer"):
             network_of(smaller)
+
+
+def test_the_mean_of_checkpoints_is_one_that_knows_of_which(copy: Path, tmp_path: Path) -> None:
+    weights = [load_file(copy / "model.safetensors")]
+    for n in (1, 2):
+        moved = {name: w + n * torch.randn_like(w) for name, w in weights[0].items()}
+        shutil.copytree(copy, tmp_path / str(n))
+        save_file(moved, tmp_path / str(n) / "model.safetensors", {"format": "pt"})
+        weights.append(moved)
+    parts = [copy, tmp_path / "1", tmp_path / "2"]
+    api.average(parts, tmp_path / "mean")
+    mean = load_file(tmp_path / "mean" / "model.safetensors")
+    assert mean.keys() == weights[0].keys()
+    for name, weight in mean.items():
+        expected = torch.stack([each[name] for each in weights]).mean(0)
+        torch.testing.assert_close(weight, expected)
+    manifest = json.loads((tmp_path / "mean" / "apr.json").read_text())
+    assert manifest["mean_of"] == [str(part) for part in parts]
+    assert api.load(tmp_path / "mean").recipe == api.load(copy).recipe
+
+
+def test_no_mean_is_taken_of_what_does_not_belong_together(
+    copy: Path, trained: Trained, tmp_path: Path
+) -> None:
+    manifest = json.loads((copy / "apr.json").read_text())
+    manifest["recipe"]["demonstrations"]["telling"] = "serial"
+    (copy / "apr.json").write_text(json.dumps(manifest))
+    for parts, why in (
+        ([trained.checkpoint, copy], "another shape, tokenizer or text"),
+        ([trained.checkpoint, apr.DEMO.parent / "nested"], "another shape, tokenizer or text"),
+        ([trained.checkpoint], "two checkpoints or more"),
+        ([trained.checkpoint, tmp_path / "nothing"], "no checkpoint at"),
+    ):
+        with pytest.raises(CheckpointError, match=why):
+            api.average(parts, tmp_path / "mean")
+        assert not (tmp_path / "mean").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "diary").write_text("mine")
+    with pytest.raises(StorageError, match="name another"):
+        api.average([trained.checkpoint, trained.checkpoint], tmp_path / "full")
 
 
 def test_waves_take_their_place(trained: Trained) -> None:

@@ -158,6 +158,16 @@ def test_an_exported_checkpoint_is_smaller_and_solves(here: Path, run: Run) -> N
     assert_bad_input(run("export", "nowhere", "new"), "no checkpoint at nowhere")
 
 
+def test_the_mean_of_two_checkpoints_solves(here: Path, run: Run) -> None:
+    tiny = "runs/tiny/checkpoint"
+    ran = run("average", tiny, tiny, "mean")
+    assert (ran.code, ran.out) == (0, "checkpoint in mean\n")
+    weights = [Path(p, "model.safetensors").read_bytes() for p in (tiny, "mean")]
+    assert weights[0] == weights[1]
+    assert run(*SOLVE, "--model", "mean").code == 0
+    assert_bad_input(run("average", tiny, "mean"), "two checkpoints or more")
+
+
 def test_export_replaces_a_checkpoint_and_nothing_else(here: Path, run: Run) -> None:
     Path("precious").mkdir()
     Path("precious/diary.txt").write_text("dear diary")

@@ -18,8 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from apr import api, config
-from apr.countdown.problem import Split
-from apr.errors import CheckpointError, ConfigError, OutOfTime
+from apr.api.reinforce import to_train_on
+from apr.countdown.problem import Problem, Split, problem, split_of
+from apr.countdown.solver import SearchConfig, search
+from apr.errors import CheckpointError, ConfigError, OutOfTime, ProblemError
 from apr.train.log import read_metrics
 from tests.test_api import RECIPE
 
@@ -93,6 +95,33 @@ def test_a_run_makes_a_checkpoint_that_knows_where_it_comes_from(
     assert not same(weights(tmp_path), load_file(start / "model.safetensors"))
     (trace,) = api.evaluate(model, api.pose(RECIPE, Split.TEST, 1))
     assert trace.grade is not None
+
+
+def test_problems_can_be_those_that_the_demonstrations_leave(start: Path) -> None:
+    solver = SearchConfig(max_value=30, spawn_depth=1, balances=True)
+    told = replace(RECIPE.demonstrations, solver=solver)
+    trained = replace(RECIPE, demonstrations=told)
+    plain = replace(solver, balances=False)
+
+    def is_left(posed: Problem) -> bool:
+        return search(posed, plain, random.Random(0)).goal is None
+
+    def pose(share: float) -> list[Problem]:
+        recipe = rl(start, unsolved=share)
+        return [to_train_on(recipe, trained, number) for number in range(40)]
+
+    usual = [problem(told.problems, 0, number) for number in range(40)]
+    assert pose(0) == usual
+    assert sum(map(is_left, usual)) < 20
+    assert all(map(is_left, pose(1)))
+    assert len({p.numbers for p in pose(1)}) > 20
+    assert all(split_of(p.numbers) is Split.TRAIN for p in pose(1))
+    assert 8 < sum(a != b for a, b in zip(pose(0.5), usual, strict=True)) < 32
+    assert pose(0.5) == pose(0.5)
+    with pytest.raises(ConfigError, match="unsolved is a share"):
+        rl(start, unsolved=2)
+    with pytest.raises(ProblemError, match=r"unsolved by the search of .*: set unsolved to 0"):
+        to_train_on(rl(start, unsolved=1), RECIPE, 0)
 
 
 def test_the_engine_and_the_trainer_agree_on_what_was_sampled(start: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from apr.api.flags import flags_of, inference_of
 from apr.api.model import Model, evaluate, explain, facts, load, pose, solve
 from apr.api.recipe import Inference, MethodName, Network, Recipe, RLRecipe, Sampled
 from apr.api.reinforce import reinforce
-from apr.api.training import check_start, codec_of, export, make_data, train
+from apr.api.training import average, check_start, codec_of, export, make_data, train
 
 __all__ = [
     "GridEntry",
@@ -24,6 +24,7 @@ __all__ = [
     "RLRecipe",
     "Recipe",
     "Sampled",
+    "average",
     "check_start",
     "codec_of",
     "evaluate",

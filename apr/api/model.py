@@ -154,7 +154,7 @@ def _sharing(runtime: Runtime) -> Runtime:
 
 
 def load(
-    checkpoint: Path = DEMO,
+    checkpoint: Path | str = DEMO,
     engine: EngineConfig | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Model:
@@ -173,6 +173,7 @@ def load(
     """
     if isinstance(engine, str) and engine.startswith(EMBEDDED):
         engine = config.build_query(EngineConfig, engine.removeprefix(EMBEDDED).removeprefix("?"))
+    checkpoint = Path(checkpoint)
     shape = read_config(checkpoint)
     codec = HFCodec.load(checkpoint)
     _, recipe, tokenizer = read_model_manifest(checkpoint)

@@ -250,6 +250,10 @@ class RLRecipe:
     engine: EngineConfig = field(default_factory=EngineConfig)
     validation: int = 200
     """Problems of the validation split to solve greedily every so often."""
+    unsolved: float = 0.0
+    """Share of the problems to train on that are drawn until the search of the demonstrations,
+    balances left out, does not solve them: where nearly every rollout succeeds, hardly any group
+    has something to teach."""
     seed: int = 0
     """Of the problems posed and of the rollouts."""
 
@@ -273,3 +277,5 @@ class RLRecipe:
         if how.seed is not None:
             raise ConfigError("rollouts are seeded by the recipe: set seed, not sampling.seed")
         check_least(1, validation=self.validation)
+        if not 0 <= self.unsolved <= 1:
+            raise ConfigError(f"unsolved is a share between 0 and 1, not {self.unsolved}")

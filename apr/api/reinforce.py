@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -15,9 +16,11 @@ from apr.api.model import Model, evaluate, load, pose, read_model_manifest
 from apr.api.recipe import Inference, Recipe, RLRecipe
 from apr.api.training import claim_run
 from apr.countdown.judge import TRUTHFUL, check_judged, judge_all
-from apr.countdown.problem import Problem, Split, problem
+from apr.countdown.problem import Problem, Split, first_problem, problem
+from apr.countdown.solver import search
 from apr.data.tokenizer import HFCodec
 from apr.engine import EmbeddedEngine
+from apr.errors import ProblemError
 from apr.eval.metrics import summarize
 from apr.eval.run import run_problems
 from apr.models.checkpoint import default_device, load_checkpoint, save_checkpoint
@@ -29,6 +32,9 @@ from apr.train.compute import compute_on
 from apr.train.grpo import Sampler, train_grpo
 from apr.train.rollouts import Judge
 from apr.train.world import join_world
+
+_MOST_SEARCHES = 10_000
+"""For a problem that the demonstrations leave: half a minute, where they leave none."""
 
 
 def reinforce(
@@ -54,6 +60,7 @@ def reinforce(
         ConfigError: ``run`` holds another recipe's run, or the recipe asks for a condition that the
             model was not trained on, or for per-thread credit of a text that has no judge.
         EngineError: the engine failed in every rollout of a step.
+        ProblemError: problems are to be ``unsolved``, and the demonstrations leave none.
         OutOfTime: the deadline came before the end. The same call goes on from there.
     """
     start = Path(recipe.checkpoint)
@@ -110,20 +117,46 @@ class _Seeded:
 
 def _sampler(model: Model, renew: Callable[[], None], recipe: RLRecipe) -> Sampler:
     """Groups of rollouts by the engine, with the weights as they are."""
-    spec, size = model.recipe.demonstrations.problems, recipe.grpo.group
+    size = recipe.grpo.group
     method = _Seeded(model, recipe.sampling)
 
     def sample(numbers: Sequence[int]) -> list[list[Trace]]:
         renew()
-        posed = [
-            (problem(spec, recipe.seed, number), derived_seed(recipe.seed, number, member))
-            for number in numbers
+        problems = [to_train_on(recipe, model.recipe, number) for number in numbers]
+        asked = [
+            (posed, derived_seed(recipe.seed, number, member))
+            for number, posed in zip(numbers, problems, strict=True)
             for member in range(size)
         ]
-        traces = asyncio.run(run_problems(method, posed, recipe.engine.max_batch))
+        traces = asyncio.run(run_problems(method, asked, recipe.engine.max_batch))
         return [traces[i : i + size] for i in range(0, len(traces), size)]
 
     return sample
+
+
+def to_train_on(recipe: RLRecipe, trained: Recipe, number: int) -> Problem:
+    """Problem ``number`` of the training split: any, or one that the demonstrations leave.
+
+    Raises:
+        ProblemError: they leave none.
+    """
+    told = trained.demonstrations
+    solver = replace(told.solver, balances=False)
+    rng = random.Random(f"unsolved/{recipe.seed}/{number}")
+    if rng.random() >= recipe.unsolved:
+        return problem(told.problems, recipe.seed, number)
+
+    def is_left(posed: Problem) -> bool:
+        return search(posed, solver, rng).goal is None
+
+    try:
+        return first_problem(
+            told.problems, recipe.seed, number, Split.TRAIN, is_left, draws=_MOST_SEARCHES
+        )
+    except ProblemError as e:
+        raise ProblemError(
+            f"{e}, which is unsolved by the search of {recipe.checkpoint}: set unsolved to 0"
+        ) from None
 
 
 def _validator(

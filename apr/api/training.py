@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -200,17 +201,60 @@ def export(checkpoint: Path, directory: Path) -> None:
         CheckpointError: missing, damaged, or not made by a recipe.
         StorageError: the disk is full, the folder may not be written, or something else is there.
     """
-    if directory.exists() and not _replaceable(directory):
-        raise StorageError(
-            f"{directory} is there and is no checkpoint of apr: it is not replaced; name another"
-        )
+    _check_replaceable(directory)
     model = load_checkpoint(checkpoint, dtype=torch.bfloat16)
     manifest = read_model_manifest(checkpoint).whole
     save_checkpoint(model, directory, HFCodec.load(checkpoint).to_json(), manifest)
 
 
-def _replaceable(directory: Path) -> bool:
-    return directory.is_dir() and ((directory / MANIFEST).is_file() or not any(directory.iterdir()))
+def average(checkpoints: Sequence[Path], directory: Path) -> None:
+    """Write the mean of several checkpoints' weights, in float32, with the recipe of the first.
+
+    Of weights that were trained on from one another, at a rate that fell each time, the mean can be
+    better than any of them, and costs no more to run (stochastic weight averaging, 1803.05407;
+    model soups, 2203.05482): docs/training.md.
+
+    Raises:
+        CheckpointError: one is missing or damaged, or of another shape, tokenizer or text than the
+            first; or there are fewer than two.
+        StorageError: the disk is full, the folder may not be written, or something else is there.
+    """
+    _check_replaceable(directory)
+    if len(checkpoints) < 2:
+        raise CheckpointError("the mean is that of two checkpoints or more: name another")
+    first, *others = checkpoints
+    manifest = read_model_manifest(first)
+    mean = load_checkpoint(first, dtype=torch.float32)
+    for n, other in enumerate(others, 2):
+        model = load_checkpoint(other, dtype=torch.float32)
+        if model.config != mean.config or _spoken(other) != _spoken(first):
+            raise CheckpointError(
+                f"{other} has another shape, tokenizer or text than {first}: take the mean of "
+                "checkpoints that were trained from the same beginning"
+            )
+        with torch.no_grad():
+            for weight, theirs in zip(mean.parameters(), model.parameters(), strict=True):
+                weight.lerp_(theirs, 1 / n)
+    whole = manifest.whole | {"mean_of": [str(checkpoint) for checkpoint in checkpoints]}
+    save_checkpoint(mean, directory, HFCodec.load(first).to_json(), whole)
+
+
+def _spoken(checkpoint: Path) -> tuple[str, ...]:
+    """How one speaks with a checkpoint: what another must share to be of one mind with it."""
+    manifest = read_model_manifest(checkpoint)
+    told = manifest.recipe.demonstrations
+    return manifest.tokenizer, told.text, told.telling, told.condition
+
+
+def _check_replaceable(directory: Path) -> None:
+    if not directory.exists():
+        return
+    if not directory.is_dir() or (
+        not (directory / MANIFEST).is_file() and any(directory.iterdir())
+    ):
+        raise StorageError(
+            f"{directory} is there and is no checkpoint of apr: it is not replaced; name another"
+        )
 
 
 def _make_split(

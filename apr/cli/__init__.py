@@ -39,7 +39,7 @@ app.command(rich_help_panel="Reason", context_settings={"ignore_unknown_options"
 app.command(name="eval", rich_help_panel="Reason")(reason.evaluate)
 app.add_typer(engine, name="engine", rich_help_panel="Reason")
 _add(app, "Look", look.report, look.table, look.trace, look.explain, look.grade)
-_add(app, "Train", train.data, train.sft, train.grpo, train.export)
+_add(app, "Train", train.data, train.sft, train.grpo, train.average, train.export)
 _add(engine, None, servers.launch, servers.gguf)
 
 

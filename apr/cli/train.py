@@ -79,6 +79,20 @@ def grpo(
         typer.echo(f"checkpoint in {run / 'checkpoint'}")
 
 
+def average(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints, two or more.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; replaced if there.")],
+) -> None:
+    """Take the mean of the weights of checkpoints that were trained from the same beginning.
+
+    apr average runs/rounds/checkpoint runs/rounds-last/checkpoint runs/rounds-mean
+    """
+    from apr import api
+
+    api.average(checkpoints, directory)
+    typer.echo(f"checkpoint in {directory}")
+
+
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint to copy.")],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; replaced if there.")],

@@ -15,7 +15,7 @@ from apr.config import check_least
 from apr.countdown import compact, narrate, narrate_paper
 from apr.countdown.balance import balances
 from apr.countdown.narrate import Telling, Text, check_telling
-from apr.countdown.problem import MAX_DRAWS, Problem, ProblemSpec, Split, problem
+from apr.countdown.problem import Problem, ProblemSpec, Split, first_problem, problem
 from apr.countdown.solver import Mode, Order, Search, SearchConfig, search, start_of
 from apr.errors import ConfigError, ProblemError
 from apr.types import Demonstration
@@ -86,9 +86,8 @@ class Demonstrate:
     parent learns to tell; where all are heard, in the weighed and the numbered telling."""
     rests: bool = False
     """Whether a thread says of each division whether it leaves a rest: where it searches on from a
-    state in its place, where it spawns beforehand. Otherwise it has to know that before it writes
-    either number, and what it leaves out nobody finds. What a thread searches itself it searches
-    at full width and in fixed order."""
+    state in its place, where it spawns or a beam chooses beforehand. Otherwise it has to know that
+    before it writes either number, and what it leaves out nobody finds."""
     balanced: float = 0.0
     """Share of the demonstrations that balance whatever a child found, which then goes unheard, and
     whose problems are drawn until products on both sides meet: what is rarely needed, and then
@@ -130,23 +129,10 @@ class Demonstrate:
     def _check_rests(self) -> None:
         if not self.rests:
             return
-        solver = self.solver
         if self.text == Text.PAPER:
             raise ConfigError("the paper text tells no rests: tell them in the compact text")
-        if solver.order == Order.SHUFFLED:
+        if self.solver.order == Order.SHUFFLED:
             raise ConfigError("rests are told one after another: leave order at fixed or heuristic")
-        spawning = 0 if self.telling == Telling.SERIAL else solver.spawn_depth
-        small, numbers = solver.spawn_size - 1, self.problems.num_numbers[1]
-        # What is searched without a spawn, by the root and by the last that are spawned.
-        widest = max(
-            (small if spawning else numbers) if solver.beam[1] else 0,
-            max(small, numbers - spawning) if solver.child_beam[1] else 0,
-        )
-        if solver.full_width < widest:
-            raise ConfigError(
-                "rests are told of all divisions: leave out beam and child_beam, or set "
-                f"full_width = {widest}, the numbers of which a thread searches on by itself"
-            )
 
     def __call__(self, index: int) -> Demonstration:
         wanted = {name: holds for name, holds in _KINDS.items() if self._draws(name, index)}
@@ -162,16 +148,18 @@ class Demonstrate:
 
     def _posed(self, index: int, wanted: dict[str, Callable[[Problem], bool]]) -> Problem:
         """The first problem of all the kinds ``wanted``, of a series that begins at ``index``."""
-        for draw in range(MAX_DRAWS if wanted else 1):
-            # Far beyond the indices of demonstrations, so that none of them poses the same.
-            posed = problem(self.problems, self.seed, index + (draw << 40), self.split)
-            if all(holds(posed) for holds in wanted.values()):
-                return posed
-        kinds = " and ".join(wanted)
-        raise ProblemError(
-            f"no problem with {self.problems} that is {kinds} came up in {MAX_DRAWS} draws: "
-            f"leave {kinds} at 0"
-        )
+        if not wanted:
+            return problem(self.problems, self.seed, index, self.split)
+        try:
+            return first_problem(
+                self.problems,
+                self.seed,
+                index,
+                self.split,
+                lambda posed: all(holds(posed) for holds in wanted.values()),
+            )
+        except ProblemError as error:
+            raise ProblemError(f"{error}: leave {' and '.join(wanted)} at 0") from None
 
     def _tell(self, posed: Problem, found: Search, index: int) -> Demonstration:
         tell = partial(NARRATORS[self.text], posed, found, self.telling)

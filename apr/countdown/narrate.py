@@ -77,7 +77,7 @@ def narrate(
         false_claims: chance that a child that found nothing is heard claiming a path all the same,
             drawn from ``seed``; of the weighed and the numbered telling.
         rests: where a search goes on from a state, tell of divisions that leave a rest, too; where
-            it spawns, of all divisions beforehand.
+            it spawns, or a beam chose, of all divisions beforehand.
     """
     rng = random.Random(seed)
     teller = _Teller(problem.target, telling, false_claims, rng, rests, message)
@@ -153,7 +153,7 @@ class _Teller:
                 # Taken from the queue: the way there from this search's start is said again.
                 steps = visit.node.path[len(found.start.path) :]
                 thread.told.extend(compact.path_pieces(steps) + self.enter(visit.node))
-            if self.rests and self.spawns(visit) and (n == 0 or visit.node != node):
+            if self.divides_beforehand(visit) and (n == 0 or visit.node != node):
                 for a, b in dict.fromkeys(combinations(visit.node.numbers, 2)):
                     thread.told.extend(compact.division_pieces(a, b))
             # Whatever children found, a thread that goes on after them heard nothing.
@@ -163,6 +163,12 @@ class _Teller:
     def spawns(self, visit: Visit) -> bool:
         """Whether the successors are told of by threads of their own."""
         return visit.mode is Mode.SPAWN and self.telling != Telling.SERIAL
+
+    def divides_beforehand(self, visit: Visit) -> bool:
+        """Whether all divisions are told before any successor: those that leave a rest have no
+        place among successors that others tell of, or that a beam chose.
+        """
+        return self.rests and (visit.chosen or self.spawns(visit))
 
     def visit(self, thread: _Thread, visit: Visit, unheard: bool) -> None:
         if visit.mode is Mode.BALANCE and self.telling == Telling.SERIAL:
@@ -186,7 +192,7 @@ class _Teller:
             self.search(thread, found)
             if found.goal is not None:
                 return
-            if self.rests and _leaves_rest(*steps[n : n + 2]):
+            if self.rests and not visit.chosen and _leaves_rest(*steps[n : n + 2]):
                 thread.told.extend(compact.division_pieces(steps[n].a, steps[n].b))
 
     def spawn(self, thread: _Thread, visit: Visit, unheard: bool) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path as FilePath
@@ -137,6 +137,27 @@ def problem(spec: ProblemSpec, seed: int, index: int, split: Split | str = Split
         f"no problem in the {split} split with {spec} came up in {MAX_DRAWS} draws: "
         "widen its ranges"
     )
+
+
+def first_problem(
+    spec: ProblemSpec,
+    seed: int,
+    index: int,
+    split: Split | str,
+    holds: Callable[[Problem], bool],
+    draws: int = MAX_DRAWS,
+) -> Problem:
+    """The first problem for which ``holds``, of a series of its own that begins with ``index``.
+
+    Raises:
+        ProblemError: none of ``draws`` problems is like that.
+    """
+    for draw in range(draws):
+        # Far beyond the indices that anybody counts to, so that no other series poses the same.
+        posed = problem(spec, seed, index + (draw << 40), split)
+        if holds(posed):
+            return posed
+    raise ProblemError(f"of {draws} problems with {spec} none is of the kind asked for")
 
 
 def _draw(spec: ProblemSpec, key: str) -> tuple[tuple[int, ...], int]:

@@ -93,6 +93,7 @@ class Visit(NamedTuple):
     successors: tuple[Node, ...]  # those kept, in order; of leaves, up to a hit
     searches: tuple[Search, ...]  # of the successors in turn; DIVE ends at a goal, LIST has none
     balances: tuple[Balance, ...] = ()  # of BALANCE alone
+    chosen: bool = False  # by a beam, so that they need be neither all nor as enumerated
 
 
 class Search(NamedTuple):
@@ -237,10 +238,10 @@ class _Searcher:
         if not self.promising():
             yield Visit(node, Mode.LIST, tuple(children), ()), None
         elif level < self.config.spawn_depth and len(node.numbers) >= self.config.spawn_size:
-            yield self.spawn(node, children, level)
+            yield self.spawn(node, children, beam, level)
             most = self.config.rounds if level == 0 else 1
             for more in islice(rounds, most - 1 if most else None):
-                yield self.spawn(node, more, level)
+                yield self.spawn(node, more, beam, level)
         else:
             yield self.dive(node, children, beam, level)
 
@@ -264,16 +265,20 @@ class _Searcher:
             if searches[-1].goal is not None:
                 break
         goal = searches[-1].goal if searches else None
-        return Visit(node, Mode.DIVE, tuple(children), tuple(searches)), goal
+        chosen = self.chooses(node, beam)
+        return Visit(node, Mode.DIVE, tuple(children), tuple(searches), chosen=chosen), goal
 
-    def spawn(self, node: Node, children: list[Node], level: int) -> tuple[Visit, Node | None]:
+    def spawn(
+        self, node: Node, children: list[Node], beam: int, level: int
+    ) -> tuple[Visit, Node | None]:
         children = children[: self.config.max_children or None]
-        beams = [_draw(self.config.child_beam, self.rng) for _ in children]
+        widths = [_draw(self.config.child_beam, self.rng) for _ in children]
         searches = tuple(
-            self.run(c, beam, level + 1) for c, beam in zip(children, beams, strict=True)
+            self.run(c, width, level + 1) for c, width in zip(children, widths, strict=True)
         )
         goal = next((s.goal for s in searches if s.goal is not None), None)
-        return Visit(node, Mode.SPAWN, tuple(children), searches), goal
+        chosen = self.chooses(node, beam)
+        return Visit(node, Mode.SPAWN, tuple(children), searches, chosen=chosen), goal
 
     def expand(self, node: Node, beam: int) -> list[Node]:
         """State expansion: the successors kept, in order (paper, section 3.2)."""
@@ -285,7 +290,7 @@ class _Searcher:
         found = successors(node.numbers, final or self.config.max_value)
         ranked = list(range(len(found)))
         order = self.config.order
-        if not beam or len(node.numbers) <= self.config.full_width:
+        if not self.chooses(node, beam):
             beam = len(found)
         elif order is Order.HEURISTIC or beam < len(found):
             # A stable sort: states of equal rank stay as enumerated.
@@ -298,6 +303,10 @@ class _Searcher:
             if order is Order.SHUFFLED:
                 kept = self.rng.sample(kept, len(kept))
             yield [Node(found[i][1], (*node.path, found[i][0])) for i in kept]
+
+    def chooses(self, node: Node, beam: int) -> bool:
+        """Whether a beam says which successors of ``node`` are kept, or in which order."""
+        return beam > 0 and len(node.numbers) > self.config.full_width
 
     def rank(self, numbers: Numbers) -> int:
         """What the heuristic makes of a state: the less, the better."""

@@ -190,22 +190,13 @@ def test_balances_are_told_in_the_compact_texts_alone() -> None:
         Demonstrate(SPEC, FULL, balanced=0.5)
 
 
-def test_rests_are_told_of_searches_of_full_width() -> None:
+def test_rests_are_told_in_the_compact_text_and_in_order() -> None:
     threads = Demonstrate(SPEC, FULL, rests=True)
     assert threads(0).total_tokens > replace(threads, rests=False)(0).total_tokens
     with pytest.raises(ConfigError, match="the paper text tells no rests"):
         replace(threads, text=Text.PAPER)
     with pytest.raises(ConfigError, match="leave order at fixed"):
         replace(threads, solver=replace(FULL, order="shuffled"))
-    for changed in ({"beam": (2, 2)}, {"child_beam": (0, 5)}):
-        with pytest.raises(ConfigError, match="leave out beam and child_beam"):
-            replace(threads, solver=replace(FULL, **changed))
-        narrow = replace(FULL, full_width=3, **changed)
-        replace(threads, solver=narrow)
-        with pytest.raises(ConfigError, match="full_width = 4"):
-            replace(threads, solver=narrow, telling=Telling.SERIAL)
-    # A root that spawns all but states of two numbers chooses among no others by itself.
-    replace(threads, solver=replace(FULL, beam=(2, 2), full_width=2, order="heuristic"))
 
 
 def test_the_paper_text_tells_of_one_spawn() -> None:

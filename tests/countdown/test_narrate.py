@@ -261,6 +261,18 @@ def test_divisions_that_leave_a_rest_are_told_where_a_search_goes_on() -> None:
     assert without == plain[1:]
 
 
+def test_where_a_beam_chooses_divisions_are_told_before_what_it_chose() -> None:
+    """By a single thread, too: once, however many rounds it goes through, and in order below."""
+    posed = Problem((9, 3, 8, 6), 30)
+    best = replace(FULL, max_value=30, beam=(1, 1), rounds=0, order="heuristic", full_width=3)
+    tell = partial(narrate, posed, run(posed, best), Telling.SERIAL)
+    (told,), (plain,) = spelled(tell(rests=True)), spelled(tell())
+    assert told[1].startswith(f"{DIVISIONS} 9 - 8 = 1 : 6 3 1 6 + 3 = 9")
+    searched = told[1].removeprefix(DIVISIONS)
+    assert " 9 / 6 , 9 + 5 = 14 : 14 6" in searched
+    assert re.sub(r" [0-9]+ / [0-9]+ ,", "", searched) == plain[1]
+
+
 def test_of_two_equal_numbers_a_division_is_told_once_and_nothing_is_divided_by_zero() -> None:
     told = narrate(
         Problem((4, 4, 3), 9), run(Problem((4, 4, 3), 9), FULL), Telling.THREADS, rests=True
