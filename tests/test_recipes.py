@@ -41,3 +41,13 @@ def test_a_recipe_trains_a_checkpoint_further(path: Path, tmp_path: Path) -> Non
     api.reinforce(recipe, tmp_path, progress=False)
     assert [m["step"] for m in read_metrics(tmp_path)] == [0, 1]
     assert api.load(tmp_path / "checkpoint").recipe == api.load(DEMO).recipe
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda p: p.stem)
+def test_a_grid_asks_for_models_that_it_has(path: Path) -> None:
+    grid = config.load(path, api.GridRecipe)
+    named = {model.name for model in grid.models}
+    assert {name for entry in grid.entries for name in entry.models} <= named
+    for model in grid.models:
+        if model.checkpoint.startswith("apr/"):
+            assert (FOLDER.parent / model.checkpoint).is_dir()
