@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,14 @@ def test_a_recipe_runs_from_nothing_to_a_trace(path: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("path", RL, ids=lambda p: p.stem)
 def test_a_recipe_trains_a_checkpoint_further(path: Path, tmp_path: Path) -> None:
-    """The packaged checkpoint stands for the one that the recipe names, which has to be trained."""
+    """A packaged checkpoint stands for the one that the recipe names, which has to be trained."""
     small = ["grpo.steps=1", "grpo.prompts=1", "grpo.group=2", "validation=1"]
-    recipe = config.load(path, api.RLRecipe, [*small, f"checkpoint={DEMO}"])
+    recipe = config.load(path, api.RLRecipe, small)
+    start = DEMO if recipe.sampling.children is None else DEMO.parent / "rounds"
+    recipe = replace(recipe, checkpoint=str(start))
     api.reinforce(recipe, tmp_path, progress=False)
     assert [m["step"] for m in read_metrics(tmp_path)] == [0, 1]
-    assert api.load(tmp_path / "checkpoint").recipe == api.load(DEMO).recipe
+    assert api.load(tmp_path / "checkpoint").recipe == api.load(start).recipe
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda p: p.stem)
