@@ -20,7 +20,6 @@ from apr.countdown.problem import Problem, Split, first_problem, problem
 from apr.countdown.solver import search
 from apr.data.tokenizer import HFCodec
 from apr.engine import EmbeddedEngine
-from apr.errors import ProblemError
 from apr.eval.metrics import summarize
 from apr.eval.run import run_problems
 from apr.models.checkpoint import default_device, load_checkpoint, save_checkpoint
@@ -149,14 +148,10 @@ def to_train_on(recipe: RLRecipe, trained: Recipe, number: int) -> Problem:
     def is_left(posed: Problem) -> bool:
         return search(posed, solver, rng).goal is None
 
-    try:
-        return first_problem(
-            told.problems, recipe.seed, number, Split.TRAIN, is_left, draws=_MOST_SEARCHES
-        )
-    except ProblemError as e:
-        raise ProblemError(
-            f"{e}, which is unsolved by the search of {recipe.checkpoint}: set unsolved to 0"
-        ) from None
+    kind = f"unsolved by the search of {recipe.checkpoint}: set unsolved to 0"
+    return first_problem(
+        told.problems, recipe.seed, number, Split.TRAIN, is_left, kind, draws=_MOST_SEARCHES
+    )
 
 
 def _validator(

@@ -15,9 +15,9 @@ from apr.config import check_least
 from apr.countdown import compact, narrate, narrate_paper
 from apr.countdown.balance import balances
 from apr.countdown.narrate import Telling, Text, check_telling
-from apr.countdown.problem import Problem, ProblemSpec, Split, first_problem, problem
+from apr.countdown.problem import Problem, ProblemSpec, Split, first_problem
 from apr.countdown.solver import Mode, Order, Search, SearchConfig, search, start_of
-from apr.errors import ConfigError, ProblemError
+from apr.errors import ConfigError
 from apr.types import Demonstration
 
 
@@ -148,18 +148,15 @@ class Demonstrate:
 
     def _posed(self, index: int, wanted: dict[str, Callable[[Problem], bool]]) -> Problem:
         """The first problem of all the kinds ``wanted``, of a series that begins at ``index``."""
-        if not wanted:
-            return problem(self.problems, self.seed, index, self.split)
-        try:
-            return first_problem(
-                self.problems,
-                self.seed,
-                index,
-                self.split,
-                lambda posed: all(holds(posed) for holds in wanted.values()),
-            )
-        except ProblemError as error:
-            raise ProblemError(f"{error}: leave {' and '.join(wanted)} at 0") from None
+        kinds = " and ".join(wanted)
+        return first_problem(
+            self.problems,
+            self.seed,
+            index,
+            self.split,
+            lambda posed: all(holds(posed) for holds in wanted.values()),
+            kind=f"{kinds}: leave {kinds} at 0",
+        )
 
     def _tell(self, posed: Problem, found: Search, index: int) -> Demonstration:
         tell = partial(NARRATORS[self.text], posed, found, self.telling)

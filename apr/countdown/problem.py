@@ -145,9 +145,13 @@ def first_problem(
     index: int,
     split: Split | str,
     holds: Callable[[Problem], bool],
+    kind: str,
     draws: int = MAX_DRAWS,
 ) -> Problem:
     """The first problem for which ``holds``, of a series of its own that begins with ``index``.
+
+    Args:
+        kind: what it is then, and what to do where none is, to say so.
 
     Raises:
         ProblemError: none of ``draws`` problems is like that.
@@ -157,7 +161,7 @@ def first_problem(
         posed = problem(spec, seed, index + (draw << 40), split)
         if holds(posed):
             return posed
-    raise ProblemError(f"of {draws} problems with {spec} none is of the kind asked for")
+    raise ProblemError(f"of {draws} problems with {spec} none is {kind}")
 
 
 def _draw(spec: ProblemSpec, key: str) -> tuple[tuple[int, ...], int]:
